@@ -1,0 +1,3 @@
+//! Writing and reading weights.
+mod params;
+pub use params::{Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};

@@ -1,0 +1,266 @@
+//! [`Params`], the loading context every layer is built from, and [`Parameters`], what a built model owns.
+//!
+//! A tower is built by walking names: `params.pp("encoder").pp("layers.0").get("layer_norm1.weight", &[768], Init::Ones)`.
+//! Where the tensor comes from (a checkpoint, a seed, a candle `VarBuilder`, an already built model) is the
+//! [`ParamSource`]'s business. Everything that was asked for is recorded; a tensor that is never asked for does not exist.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use candle_core::{DType, Device, Tensor, Var};
+
+use crate::{Error, ErrorKind, Result};
+
+/// How a parameter starts when it is not read from a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Init {
+    /// All the same value.
+    Const(f32),
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation.
+        std: f32,
+    },
+    /// Uniform in `[-bound, bound]`.
+    Uniform {
+        /// The bound.
+        bound: f32,
+    },
+}
+
+impl Init {
+    /// All zeros.
+    pub const ZEROS: Init = Init::Const(0.0);
+    /// All ones.
+    pub const ONES: Init = Init::Const(1.0);
+}
+
+/// Where tensors come from, by full name.
+pub trait ParamSource: Send + Sync {
+    /// The tensor `name` of shape `shape`, or `Err(text)` if it is missing or of another shape; the text becomes one line of
+    /// the error that lists everything wrong with the checkpoint.
+    fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String>;
+
+    /// Whether a tensor of that name is there. Sources that create tensors say no.
+    fn contains(&self, name: &str) -> bool;
+}
+
+/// The loading context: a source, a place in the tree of names, and the record of what was asked for.
+#[derive(Clone)]
+pub struct Params {
+    source: Arc<dyn ParamSource>,
+    prefix: String,
+    record: Arc<Mutex<Record>>,
+}
+
+#[derive(Default)]
+struct Record {
+    tensors: BTreeMap<String, Tensor>,
+    problems: Vec<String>,
+}
+
+impl Params {
+    /// A context at the root of `source`.
+    pub fn new(source: impl ParamSource + 'static) -> Self {
+        Self { source: Arc::new(source), prefix: String::new(), record: Arc::default() }
+    }
+
+    /// The context one level down: names asked for get `name.` in front.
+    #[must_use]
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        Self { source: self.source.clone(), prefix: self.full(&name.to_string()), record: self.record.clone() }
+    }
+
+    /// The parameter `name`, of shape `shape`; `init` says how it starts where nothing is read.
+    ///
+    /// A problem (missing, other shape) is noted and a stand-in returned: [`Params::finish`] reports all of them together.
+    ///
+    /// # Errors
+    /// Only when candle cannot make the stand-in.
+    pub fn get(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        let full = self.full(name);
+        match self.source.get(&full, shape, init) {
+            Ok(tensor) => {
+                self.lock().tensors.insert(full, tensor.clone());
+                Ok(tensor)
+            }
+            Err(problem) => {
+                self.lock().problems.push(problem);
+                Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
+            }
+        }
+    }
+
+    /// Whether the source holds a tensor of that name here.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.source.contains(&self.full(name))
+    }
+
+    /// Ends the building: all parameters by full name, or one error that lists every problem.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Tensors`] with one line for each missing or mis-shaped tensor.
+    pub fn finish(&self, source_name: &str) -> Result<Parameters> {
+        let mut record = self.lock();
+        if record.problems.is_empty() {
+            return Ok(Parameters { tensors: std::mem::take(&mut record.tensors) });
+        }
+        let problems = std::mem::take(&mut record.problems);
+        Err(ErrorKind::Tensors { source_name: source_name.to_string(), problems }.into())
+    }
+
+    fn full(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// The named parameters of a built model, in the order of their names. A trainable one is a candle [`Var`].
+#[derive(Debug, Clone, Default)]
+pub struct Parameters {
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Parameters {
+    /// Names and tensors, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// The trainable ones, as `Var`s that any candle optimiser can step.
+    pub fn trainable(&self) -> impl Iterator<Item = (&str, Var)> {
+        // `from_tensor` of a tensor that is a variable is that variable and cannot fail.
+        self.iter().filter(|(_, t)| t.is_variable()).filter_map(|(name, t)| Some((name, Var::from_tensor(t).ok()?)))
+    }
+
+    /// How many numbers all parameters hold together.
+    #[must_use]
+    pub fn element_count(&self) -> usize {
+        self.tensors.values().map(Tensor::elem_count).sum()
+    }
+
+    /// The same parameters, where those `trainable` says yes to are `Var`s and the others plain tensors. Storage is shared
+    /// wherever it can be: a `Var` stays that `Var`, and freezing one copies nothing.
+    ///
+    /// # Errors
+    /// When candle cannot allocate a `Var`.
+    pub fn with_trainable(&self, trainable: impl Fn(&str) -> bool) -> Result<Self> {
+        let pick = |(name, tensor): (&String, &Tensor)| -> Result<(String, Tensor)> {
+            let tensor = if trainable(name) { Var::from_tensor(tensor)?.into_inner() } else { tensor.detach() };
+            Ok((name.clone(), tensor))
+        };
+        Ok(Self { tensors: self.tensors.iter().map(pick).collect::<Result<_>>()? })
+    }
+
+    /// The same parameters seen without gradients: every tensor shares its storage with this one's.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self { tensors: self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect() }
+    }
+
+    /// Puts `prefix.` in front of every name.
+    #[must_use]
+    pub fn prefixed(&self, prefix: &str) -> Self {
+        Self { tensors: self.tensors.iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor.clone())).collect() }
+    }
+
+    /// These and the other's parameters in one.
+    pub fn extend(&mut self, other: Self) {
+        self.tensors.extend(other.tensors);
+    }
+
+    /// The parameter of that name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+}
+
+/// Already built parameters are a source too: a tower is rebuilt from them to freeze it or to run it without a graph.
+impl ParamSource for Parameters {
+    fn get(&self, name: &str, shape: &[usize], _init: Init) -> std::result::Result<Tensor, String> {
+        let tensor = self.tensors.get(name).ok_or_else(|| format!("{name}: missing"))?;
+        if tensor.dims() != shape {
+            return Err(format!("{name}: expected shape {shape:?}, found {:?}", tensor.dims()));
+        }
+        Ok(tensor.clone())
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+}
+
+/// Fresh parameters from a seed. Each tensor depends on the seed and on its own name alone, so the order of building and
+/// the other tensors do not matter. All of them are trainable.
+pub struct RandomSource {
+    seed: u64,
+    dtype: DType,
+    device: Device,
+}
+
+impl RandomSource {
+    /// Parameters of type `dtype` on `device`, drawn from `seed`.
+    #[must_use]
+    pub fn new(seed: u64, dtype: DType, device: &Device) -> Self {
+        Self { seed, dtype, device: device.clone() }
+    }
+}
+
+impl ParamSource for RandomSource {
+    fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String> {
+        let count = shape.iter().product();
+        let values = draw(init, crate::random::stream(self.seed, name), count);
+        Tensor::from_vec(values, shape, &Device::Cpu)
+            .and_then(|t| t.to_dtype(self.dtype)?.to_device(&self.device))
+            .and_then(|t| Var::from_tensor(&t))
+            .map(Var::into_inner)
+            .map_err(|e| format!("{name}: {e}"))
+    }
+
+    fn contains(&self, _name: &str) -> bool {
+        false
+    }
+}
+
+fn draw(init: Init, mut rng: impl rand::Rng, count: usize) -> Vec<f32> {
+    let mut uniform = || rng.random::<f32>();
+    match init {
+        Init::Const(value) => vec![value; count],
+        Init::Uniform { bound } => (0..count).map(|_| (2.0 * uniform() - 1.0) * bound).collect(),
+        // Box–Muller; 1 - u keeps the logarithm finite.
+        Init::Normal { std } => (0..count)
+            .map(|_| std * (-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos())
+            .collect(),
+    }
+}
+
+/// A candle `VarBuilder` as a source: what it hands out (a `Var` of a `VarMap`, or a plain tensor) is used as it is.
+pub struct VarBuilderSource(pub candle_nn::VarBuilder<'static>);
+
+impl ParamSource for VarBuilderSource {
+    fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String> {
+        let hint = match init {
+            Init::Const(value) => candle_nn::Init::Const(f64::from(value)),
+            Init::Normal { std } => candle_nn::Init::Randn { mean: 0.0, stdev: f64::from(std) },
+            Init::Uniform { bound } => candle_nn::Init::Uniform { lo: -f64::from(bound), up: f64::from(bound) },
+        };
+        self.0.get_with_hints(shape, name, hint).map_err(|e| format!("{name}: {e}"))
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.0.contains_tensor(name)
+    }
+}
+
+impl Error {
+    /// A loading problem of a single tensor outside of [`Params`].
+    pub(crate) fn tensors(source_name: impl Into<String>, problems: Vec<String>) -> Self {
+        ErrorKind::Tensors { source_name: source_name.into(), problems }.into()
+    }
+}
