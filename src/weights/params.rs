@@ -166,7 +166,28 @@ impl Parameters {
     /// Puts `prefix.` in front of every name.
     #[must_use]
     pub fn prefixed(&self, prefix: &str) -> Self {
-        Self { tensors: self.tensors.iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor.clone())).collect() }
+        Self {
+            tensors: self.tensors.iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor.clone())).collect(),
+        }
+    }
+
+    /// Those whose name starts with `prefix.`, without it.
+    #[must_use]
+    pub fn under(&self, prefix: &str) -> Self {
+        let strip = |(name, tensor): (&String, &Tensor)| {
+            let rest = name.strip_prefix(prefix)?.strip_prefix('.')?;
+            Some((rest.to_string(), tensor.clone()))
+        };
+        Self { tensors: self.tensors.iter().filter_map(strip).collect() }
+    }
+
+    /// Those whose name starts with none of `prefixes` and a dot.
+    #[must_use]
+    pub fn without(&self, prefixes: &[&str]) -> Self {
+        let below =
+            |name: &str| prefixes.iter().any(|p| name.strip_prefix(p).is_some_and(|rest| rest.starts_with('.')));
+        let kept = self.tensors.iter().filter(|(name, _)| !below(name));
+        Self { tensors: kept.map(|(name, tensor)| (name.clone(), tensor.clone())).collect() }
     }
 
     /// These and the other's parameters in one.

@@ -1,0 +1,212 @@
+//! [`ImageEncoder`]: an image processor and an image tower.
+
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::Built;
+use crate::Result;
+use crate::image::{ImageInput, ImageProcessor};
+use crate::loader::Loader;
+use crate::towers::{Collect, ImagePooling, ImageTower, ImageTowerConfig, TowerOutput};
+use crate::weights::{Parameters, Params, RandomSource};
+
+/// Which tower, and how it is pooled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageEncoderConfig {
+    /// The tower and its sizes.
+    pub tower: ImageTowerConfig,
+    /// How its tokens become one row.
+    pub pooling: ImagePooling,
+}
+
+impl ImageEncoderConfig {
+    pub(crate) fn build(&self, params: &Params) -> Result<Box<dyn ImageTower>> {
+        self.tower.build(params, self.pooling)
+    }
+
+    /// Width E of the pooled output.
+    #[must_use]
+    pub fn pooled_size(&self) -> usize {
+        self.tower.pooled_size(self.pooling)
+    }
+}
+
+/// Images in, one row each out: the preprocessing of the checkpoint and its tower.
+#[derive(Clone)]
+pub struct ImageEncoder {
+    config: ImageEncoderConfig,
+    processor: ImageProcessor,
+    tower: Built<dyn ImageTower>,
+    device: Device,
+    batch_size: usize,
+}
+
+impl ImageEncoder {
+    /// Loads an image tower from a folder or a hub id; of a dual encoder's folder, its image half.
+    ///
+    /// # Errors
+    /// When the folder holds no image tower that this crate knows, or its tensors do not fit its configuration.
+    ///
+    /// ```no_run
+    /// let encoder = diptych::ImageEncoder::from_pretrained("google/vit-base-patch16-224")?;
+    /// let pooled = encoder.encode(["cat.jpg", "dog.jpg"])?; // (2, 1000): this checkpoint is a classifier
+    /// # Ok::<(), diptych::Error>(())
+    /// ```
+    pub fn from_pretrained(id_or_dir: &str) -> Result<Self> {
+        Loader::new().image_encoder(id_or_dir)
+    }
+
+    /// A tower with random, trainable weights drawn from `seed`.
+    ///
+    /// # Errors
+    /// When the configuration asks for impossible sizes.
+    pub fn random(config: &ImageEncoderConfig, processor: ImageProcessor, seed: u64, device: &Device) -> Result<Self> {
+        let params = Params::new(RandomSource::new(seed, DType::F32, device));
+        Self::from_params(config, processor, &params, device)
+    }
+
+    /// A tower whose parameters come from `params`: from a candle `VarBuilder`, say, through
+    /// [`VarBuilderSource`](crate::weights::VarBuilderSource).
+    ///
+    /// # Errors
+    /// When parameters are missing or have another shape.
+    pub fn from_params(
+        config: &ImageEncoderConfig,
+        processor: ImageProcessor,
+        params: &Params,
+        device: &Device,
+    ) -> Result<Self> {
+        config.build(params)?;
+        Self::from_parameters(config.clone(), processor, params.finish("image tower")?, device)
+    }
+
+    pub(crate) fn from_parameters(
+        config: ImageEncoderConfig,
+        processor: ImageProcessor,
+        parameters: Parameters,
+        device: &Device,
+    ) -> Result<Self> {
+        let tower = Built::new(parameters, |params| config.build(params))?;
+        Ok(Self { config, processor, tower, device: device.clone(), batch_size: 32 })
+    }
+
+    /// The same encoder with nothing to train.
+    ///
+    /// # Errors
+    /// Never for a built encoder.
+    pub fn freeze(self) -> Result<Self> {
+        self.with_trainable(|_| false)
+    }
+
+    /// The same encoder where the parameters that `trainable` says yes to are trained and the others frozen. Names are as in
+    /// [`ImageEncoder::parameters`].
+    ///
+    /// # Errors
+    /// When candle cannot allocate a variable.
+    pub fn with_trainable(self, trainable: impl Fn(&str) -> bool) -> Result<Self> {
+        let parameters = self.tower.parameters().with_trainable(trainable)?;
+        let tower = Built::new(parameters, |params| self.config.build(params))?;
+        Ok(Self { tower, ..self })
+    }
+
+    /// How many images [`ImageEncoder::encode`] takes at a time (32).
+    #[must_use]
+    pub fn with_batch_size(self, batch_size: usize) -> Self {
+        Self { batch_size: batch_size.max(1), ..self }
+    }
+
+    /// The same encoder for square inputs of `image_size` pixels; position embeddings are interpolated.
+    ///
+    /// # Errors
+    /// When the size is zero.
+    pub fn with_image_size(self, image_size: usize) -> Result<Self> {
+        let processor = self.processor.with_image_size(image_size)?;
+        Ok(Self { processor, ..self })
+    }
+
+    /// Pooled outputs with no graph, in batches, decoding and preprocessing included.
+    ///
+    /// # Shapes
+    /// N images → (N,E).
+    ///
+    /// # Errors
+    /// When the list is empty or an image cannot be read; the error names it.
+    pub fn encode<I>(&self, images: I) -> Result<Tensor>
+    where
+        I: IntoIterator,
+        I::Item: Into<ImageInput>,
+    {
+        let images: Vec<ImageInput> = images.into_iter().map(Into::into).collect();
+        if images.is_empty() {
+            return Err(crate::Error::argument("images", "the list is empty; give at least one image"));
+        }
+        let batches = images.chunks(self.batch_size);
+        let rows: Vec<Tensor> = batches.map(|batch| self.encode_batch(batch)).collect::<Result<_>>()?;
+        Ok(Tensor::cat(&rows, 0)?)
+    }
+
+    fn encode_batch(&self, images: &[ImageInput]) -> Result<Tensor> {
+        self.pooled_detached(&self.processor.pixel_values(images, &self.device)?)
+    }
+
+    /// Pooled outputs, with the graph of the trainable parameters.
+    ///
+    /// # Shapes
+    /// `pixel_values` (B,C,H,W) → (B,E).
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor> {
+        self.tower.tracked().pooled(pixel_values)
+    }
+
+    /// Pooled outputs without a graph.
+    ///
+    /// # Shapes
+    /// `pixel_values` (B,C,H,W) → (B,E).
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn pooled_detached(&self, pixel_values: &Tensor) -> Result<Tensor> {
+        self.tower.detached().pooled(&pixel_values.detach())
+    }
+
+    /// Token-level outputs and, if asked for, every layer's hidden states, with the graph of the trainable parameters.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput> {
+        self.tower.tracked().forward(pixel_values, collect)
+    }
+
+    /// Every parameter by name; the names are those of Hugging Face's `CLIPVisionModel`.
+    #[must_use]
+    pub fn parameters(&self) -> &Parameters {
+        self.tower.parameters()
+    }
+
+    /// Whether nothing is trained.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.tower.is_frozen()
+    }
+
+    /// The tower's configuration and pooling.
+    #[must_use]
+    pub fn config(&self) -> &ImageEncoderConfig {
+        &self.config
+    }
+
+    /// What turns files into pixel values.
+    #[must_use]
+    pub fn processor(&self) -> &ImageProcessor {
+        &self.processor
+    }
+
+    /// Where the parameters are.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}

@@ -1,0 +1,180 @@
+//! [`Config`]: a foreign `config.json`, read value by value with errors that name the file and the field.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::ops::Activation;
+use crate::{Error, Result};
+
+/// A foreign configuration or a part of it. Unknown fields are tolerated; a known field of the wrong type is an error.
+#[derive(Debug, Clone)]
+pub struct Config {
+    path: PathBuf,
+    part: String,
+    fields: Map<String, Value>,
+}
+
+impl Config {
+    /// The configuration `value`, read from `path`.
+    ///
+    /// # Errors
+    /// When it is no JSON object.
+    pub fn new(path: &Path, value: Value) -> Result<Self> {
+        match value {
+            Value::Object(fields) => Ok(Self { path: path.to_path_buf(), part: String::new(), fields }),
+            _ => Err(Error::file(path, "expected a JSON object")),
+        }
+    }
+
+    /// The file it was read from.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The whole of it as JSON.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        Value::Object(self.fields.clone())
+    }
+
+    /// The part under `name`, empty where there is none. Old CLIP files carry `{name}_dict` too, whose values win where it is
+    /// not null (reference: `configuration_clip.py` of transformers).
+    ///
+    /// # Errors
+    /// When it is no JSON object.
+    pub fn part(&self, name: &str) -> Result<Self> {
+        let mut fields = Map::new();
+        for key in [name.to_string(), format!("{name}_dict")] {
+            match self.fields.get(&key) {
+                None | Some(Value::Null) => {}
+                Some(Value::Object(part)) => fields.extend(part.clone()),
+                Some(other) => return Err(self.wrong(&key, other, "an object")),
+            }
+        }
+        Ok(Self { path: self.path.clone(), part: format!("{}{name}.", self.part), fields })
+    }
+
+    /// The value of `model_type`.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn model_type(&self) -> Result<String> {
+        self.text("model_type")?.ok_or_else(|| {
+            let message = format!("{}model_type is missing, so the architecture is unknown", self.part);
+            Error::file(&self.path, message)
+        })
+    }
+
+    /// Whether the class named under `architectures` ends like this.
+    #[must_use]
+    pub fn architecture_ends_with(&self, suffix: &str) -> bool {
+        let name = self.fields.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
+        name.is_some_and(|name| name.ends_with(suffix))
+    }
+
+    /// A number of things, or `default` where the file says nothing.
+    ///
+    /// # Errors
+    /// When it is no whole number, or negative.
+    pub fn size(&self, name: &str, default: usize) -> Result<usize> {
+        self.read(name, "a whole number")?.map_or(Ok(default), Ok)
+    }
+
+    /// A number, or `default`.
+    ///
+    /// # Errors
+    /// When it is no number.
+    pub fn number(&self, name: &str, default: f64) -> Result<f64> {
+        self.read(name, "a number")?.map_or(Ok(default), Ok)
+    }
+
+    /// A token id, or `default`.
+    ///
+    /// # Errors
+    /// When it is no id.
+    pub fn id(&self, name: &str, default: u32) -> Result<u32> {
+        self.read(name, "a token id")?.map_or(Ok(default), Ok)
+    }
+
+    /// Yes or no, or `default`.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn flag(&self, name: &str, default: bool) -> Result<bool> {
+        self.read(name, "true or false")?.map_or(Ok(default), Ok)
+    }
+
+    /// A text, if there is one.
+    ///
+    /// # Errors
+    /// When it is no text.
+    pub fn text(&self, name: &str) -> Result<Option<String>> {
+        self.read(name, "a text")
+    }
+
+    /// The side of a square input or patch in pixels: a number, or two equal ones.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn side(&self, name: &str, default: usize) -> Result<usize> {
+        match self.fields.get(name) {
+            Some(Value::Array(pair)) if pair.len() == 2 && pair[0] == pair[1] => {
+                let side = pair[0].as_u64().and_then(|side| usize::try_from(side).ok());
+                side.ok_or_else(|| self.wrong(name, &pair[0], "a whole number"))
+            }
+            Some(other @ Value::Array(_)) => Err(self.wrong(name, other, "one number (inputs are square)")),
+            _ => self.size(name, default),
+        }
+    }
+
+    /// An activation's name.
+    ///
+    /// # Errors
+    /// When it is one that this crate does not have; the error lists those it has.
+    pub fn activation(&self, name: &str, default: Activation) -> Result<Activation> {
+        match self.text(name)? {
+            Some(found) => Activation::from_name(&found, &format!("{}: {}{name}", self.path.display(), self.part)),
+            None => Ok(default),
+        }
+    }
+
+    /// How many labels a classifier has: `num_labels`, or the length of `id2label`, or transformers' default of two.
+    ///
+    /// # Errors
+    /// When `num_labels` is no number.
+    pub fn label_count(&self) -> Result<usize> {
+        let named = self.fields.get("id2label").and_then(Value::as_object).map(Map::len);
+        self.size("num_labels", named.unwrap_or(2))
+    }
+
+    /// Refuses a value of a choice that this crate has only one of.
+    ///
+    /// # Errors
+    /// When the file says something else than `only`.
+    pub fn require(&self, name: &'static str, only: &str) -> Result<()> {
+        match self.text(name)? {
+            Some(found) if found != only => {
+                Err(Error::unsupported(self.path.display().to_string(), name, found, only))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn read<'de, T: Deserialize<'de>>(&'de self, name: &str, expected: &str) -> Result<Option<T>> {
+        match self.fields.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => T::deserialize(value).map(Some).map_err(|_| self.wrong(name, value, expected)),
+        }
+    }
+
+    fn wrong(&self, name: &str, found: &Value, expected: &str) -> Error {
+        let mut found = found.to_string();
+        if found.len() > 60 {
+            found = found.chars().take(60).chain(['…']).collect();
+        }
+        Error::file(&self.path, format!("{}{name}: expected {expected}, found {found}", self.part))
+    }
+}

@@ -1,0 +1,56 @@
+//! DINOv2 as transformers writes it (`modeling_dinov2.py`), with the names of its version 4 and 5.
+
+use super::{Families, Family, FamilySource, ImagePlan, Plan, vit};
+use crate::Result;
+use crate::encoder::ImageEncoderConfig;
+use crate::nn::MlpKind;
+use crate::towers::{ClassifierInput, ImageTowerConfig};
+use crate::weights::Renames;
+
+/// The family of `model_type` dinov2.
+pub(super) struct Dinov2;
+
+const RULES: [(&str, &str); 16] = [
+    ("^dinov2", ""),
+    ("^layers", "encoder.layers"),
+    ("encoder.layer", "encoder.layers"),
+    ("attention.attention.query", "self_attn.q_proj"),
+    ("attention.attention.key", "self_attn.k_proj"),
+    ("attention.attention.value", "self_attn.v_proj"),
+    ("attention.output.dense", "self_attn.out_proj"),
+    ("attention.q_proj", "self_attn.q_proj"),
+    ("attention.k_proj", "self_attn.k_proj"),
+    ("attention.v_proj", "self_attn.v_proj"),
+    ("attention.o_proj", "self_attn.out_proj"),
+    ("norm1", "layer_norm1"),
+    ("norm2", "layer_norm2"),
+    ("mlp.weights_in", "mlp.fc1"),
+    ("mlp.weights_out", "mlp.fc2"),
+    ("^layernorm", "post_layernorm"),
+];
+
+impl Family for Dinov2 {
+    fn model_types(&self) -> &[&str] {
+        &["dinov2"]
+    }
+
+    fn plan(&self, _: &Families, source: &FamilySource<'_>) -> Result<Plan> {
+        let config = &source.config;
+        let mut tower = vit::base(config, 16, 1e-6)?;
+        let inner = (tower.hidden_size as f64 * config.number("mlp_ratio", 4.0)?) as usize;
+        let swiglu = config.flag("use_swiglu_ffn", false)?;
+        // SwiGLU keeps the parameter count with two thirds of the width, rounded up to a multiple of eight.
+        tower.intermediate_size = if swiglu { ((inner as f64 * 2.0 / 3.0) as usize).div_ceil(8) * 8 } else { inner };
+        tower.mlp = if swiglu { MlpKind::SwiGlu } else { MlpKind::Plain };
+        tower.layer_scale = Some(config.number("layerscale_value", 1.0)? as f32);
+        if vit::has_classifier(source) {
+            tower.classifier = Some(ClassifierInput::ClsAndMean);
+            tower.num_labels = config.label_count()?;
+        }
+        let pooling = vit::pooling(tower.classifier, None);
+        let rules: Vec<_> = RULES.into_iter().chain(vit::EMBEDDINGS).collect();
+        let renames = Renames::new(&rules, &vit::EXTRAS)?;
+        let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling };
+        Ok(Plan::Image(Box::new(ImagePlan { config, renames })))
+    }
+}

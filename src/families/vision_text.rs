@@ -1,0 +1,46 @@
+//! `VisionTextDualEncoderModel` of transformers (`modeling_vision_text_dual_encoder.py`): any text tower, any image tower, two
+//! bias-free projections.
+
+use super::{ClipPlan, Config, Families, Family, FamilySource, Plan, Role};
+use crate::model::ClipConfig;
+use crate::project::ProjectionConfig;
+use crate::weights::Renames;
+use crate::{Error, Result};
+
+/// The family of `model_type` vision-text-dual-encoder.
+pub(super) struct VisionText;
+
+impl Family for VisionText {
+    fn model_types(&self) -> &[&str] {
+        &["vision-text-dual-encoder"]
+    }
+
+    fn plan(&self, families: &Families, source: &FamilySource<'_>) -> Result<Plan> {
+        let half = |part: &str, prefix: &str| -> Result<Plan> {
+            let config = half_config(source.config.part(part)?, part)?;
+            let below = |name: &&'_ str| name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.'));
+            let names = source.names.as_ref().map(|names| names.iter().filter_map(below).collect());
+            families.plan(&FamilySource { config, names, role: Role::Half })
+        };
+        let wrong = |part: &str| Error::file(source.config.path(), format!("{part} describes no such tower"));
+        let Plan::Text(text) = half("text_config", ClipConfig::TEXT)? else { return Err(wrong("text_config")) };
+        let Plan::Image(image) = half("vision_config", ClipConfig::IMAGE)? else { return Err(wrong("vision_config")) };
+        let embed_dim = source.config.size("projection_dim", 512)?;
+        Ok(Plan::Clip(Box::new(ClipPlan {
+            config: ClipConfig {
+                text: text.config,
+                image: image.config,
+                projection: ProjectionConfig::linear(embed_dim),
+            },
+            text: text.renames.within(ClipConfig::TEXT),
+            image: image.renames.within(ClipConfig::IMAGE),
+            heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
+            pad_id: text.pad_id,
+        })))
+    }
+}
+
+/// A half that is a whole CLIP configuration stands for its own half.
+fn half_config(config: Config, part: &str) -> Result<Config> {
+    if config.model_type()? == "clip" { config.part(part) } else { Ok(config) }
+}

@@ -1,0 +1,121 @@
+//! ViT and DeiT as transformers writes them (`modeling_vit.py`, `modeling_deit.py`), with the names of its version 4 and 5.
+
+use super::{Config, Families, Family, FamilySource, ImagePlan, Plan};
+use crate::Result;
+use crate::encoder::ImageEncoderConfig;
+use crate::nn::MlpKind;
+use crate::ops::Activation;
+use crate::towers::{
+    ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, Pooler, PrefixTokens, VitConfig,
+};
+use crate::weights::Renames;
+
+/// The family of `model_type` vit, deit.
+pub(super) struct Vit;
+
+const RULES: [(&str, &str); 19] = [
+    ("^vit", ""),
+    ("^deit", ""),
+    ("^layers", "encoder.layers"),
+    ("encoder.layer", "encoder.layers"),
+    ("attention.attention.query", "self_attn.q_proj"),
+    ("attention.attention.key", "self_attn.k_proj"),
+    ("attention.attention.value", "self_attn.v_proj"),
+    ("attention.output.dense", "self_attn.out_proj"),
+    ("attention.q_proj", "self_attn.q_proj"),
+    ("attention.k_proj", "self_attn.k_proj"),
+    ("attention.v_proj", "self_attn.v_proj"),
+    ("attention.o_proj", "self_attn.out_proj"),
+    ("layernorm_before", "layer_norm1"),
+    ("layernorm_after", "layer_norm2"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+    ("^layernorm", "post_layernorm"),
+    ("^cls_classifier", "classifier"),
+    ("embeddings.distillation_token", "embeddings.distillation_embedding"),
+];
+
+/// What stands before the blocks is named alike in ViT, DeiT and DINOv2.
+pub(super) const EMBEDDINGS: [(&str, &str); 3] = [
+    ("embeddings.cls_token", "embeddings.class_embedding"),
+    ("embeddings.position_embeddings", "embeddings.position_embedding.weight"),
+    ("embeddings.patch_embeddings.projection", "embeddings.patch_embedding"),
+];
+
+/// Poolers and heads that pooling does not read, and the token of masked training.
+pub(super) const EXTRAS: [&str; 6] =
+    ["*pooler.*", "classifier.*", "cls_classifier.*", "distillation_classifier.*", "*mask_token", "decoder.*"];
+
+/// The pooling that the reference would call "pooled": logits of a classifier, else the pooler, else the class token.
+pub(super) fn pooling(classifier: Option<ClassifierInput>, pooler: Option<Pooler>) -> ImagePooling {
+    match (classifier, pooler) {
+        (Some(_), _) => ImagePooling::Logits,
+        (None, Some(_)) => ImagePooling::Pooler,
+        (None, None) => ImagePooling::Cls,
+    }
+}
+
+/// Fields that ViT, DeiT and DINOv2 configurations share; the rest is as ViT has it.
+pub(super) fn base(config: &Config, patch_size: usize, layer_norm_eps: f64) -> Result<VitConfig> {
+    Ok(VitConfig {
+        hidden_size: config.size("hidden_size", 768)?,
+        num_hidden_layers: config.size("num_hidden_layers", 12)?,
+        num_attention_heads: config.size("num_attention_heads", 12)?,
+        intermediate_size: config.size("intermediate_size", 3072)?,
+        hidden_act: config.activation("hidden_act", Activation::Gelu)?,
+        layer_norm_eps: config.number("layer_norm_eps", layer_norm_eps)?,
+        image_size: config.side("image_size", 224)?,
+        patch_size: config.side("patch_size", patch_size)?,
+        num_channels: config.size("num_channels", 3)?,
+        patch_bias: true,
+        qkv_bias: config.flag("qkv_bias", true)?,
+        prefix_tokens: PrefixTokens::Class,
+        norm_embeddings: false,
+        output_norm: OutputNorm::Tokens,
+        layer_scale: None,
+        mlp: MlpKind::Plain,
+        pooler: None,
+        classifier: None,
+        num_labels: 0,
+        initializer_range: config.number("initializer_range", 0.02)? as f32,
+    })
+}
+
+/// Whether there is a classifier: the files decide, or the architecture's name where there are none.
+pub(super) fn has_classifier(source: &FamilySource<'_>) -> bool {
+    match source.names {
+        Some(_) => source.has("classifier.weight"),
+        None => source.config.architecture_ends_with("ForImageClassification"),
+    }
+}
+
+impl Family for Vit {
+    fn model_types(&self) -> &[&str] {
+        &["vit", "deit"]
+    }
+
+    fn plan(&self, _: &Families, source: &FamilySource<'_>) -> Result<Plan> {
+        let config = &source.config;
+        let mut tower = base(config, 16, 1e-12)?;
+        if config.model_type()? == "deit" {
+            tower.prefix_tokens = PrefixTokens::ClassAndDistillation;
+        }
+        if source.has("pooler.dense.weight") {
+            tower.pooler = Some(Pooler {
+                size: config.size("pooler_output_size", tower.hidden_size)?,
+                activation: config.activation("pooler_act", Activation::Tanh)?,
+            });
+        }
+        if has_classifier(source) {
+            let teacher = source.has("distillation_classifier.weight");
+            tower.classifier =
+                Some(if teacher { ClassifierInput::ClsAndDistillation } else { ClassifierInput::Cls });
+            tower.num_labels = config.label_count()?;
+        }
+        let pooling = pooling(tower.classifier, tower.pooler);
+        let rules: Vec<_> = RULES.into_iter().chain(EMBEDDINGS).collect();
+        let renames = Renames::new(&rules, &EXTRAS)?;
+        let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling };
+        Ok(Plan::Image(Box::new(ImagePlan { config, renames })))
+    }
+}

@@ -1,0 +1,324 @@
+//! [`Loader`]: from a folder or a hub id to a model, and [`save_folder`], the way back.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+
+use crate::encoder::{ImageEncoder, TextEncoder};
+use crate::families::{ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, Role, TextPlan};
+use crate::image::ImageProcessor;
+use crate::model::{ClipConfig, ClipModel};
+use crate::text::{PadId, TextTokenizer, TokenRules};
+use crate::towers::{ImagePooling, TextPooling};
+use crate::weights::{
+    self, Checkpoint, CheckpointSource, Folder, HubOptions, Init, ParamSource, Parameters, Params, RandomSource, Renames,
+};
+use crate::{Error, Result};
+
+/// Everything loading can be told. Each setter states its default.
+///
+/// ```no_run
+/// use diptych::{ClipModel, TextEncoder, towers::TextPooling};
+/// let model = ClipModel::loader().offline(true).clip("openai/clip-vit-base-patch32")?;
+/// let text = ClipModel::loader().text_pooling(TextPooling::Cls).text_encoder("FacebookAI/roberta-base")?;
+/// # Ok::<(), diptych::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Loader {
+    hub: HubOptions,
+    families: Arc<Families>,
+    device: Device,
+    dtype: DType,
+    text_pooling: Option<TextPooling>,
+    image_pooling: Option<ImagePooling>,
+    image_size: Option<usize>,
+    random: Option<u64>,
+    trainable: bool,
+}
+
+/// What a folder turned out to hold.
+#[derive(Clone)]
+pub enum Loaded {
+    /// A dual encoder.
+    Clip(Box<ClipModel>),
+    /// A text tower alone.
+    Text(Box<TextEncoder>),
+    /// An image tower alone.
+    Image(Box<ImageEncoder>),
+}
+
+impl Default for Loader {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Loader {
+    /// Weights as they are, on the CPU, in f32, trainable; the hub as the environment configures it.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            hub: HubOptions::from_env(),
+            families: Arc::default(),
+            device: Device::Cpu,
+            dtype: DType::F32,
+            text_pooling: None,
+            image_pooling: None,
+            image_size: None,
+            random: None,
+            trainable: true,
+        }
+    }
+
+    /// Where the parameters go (the CPU).
+    #[must_use]
+    pub fn device(self, device: &Device) -> Self {
+        Self { device: device.clone(), ..self }
+    }
+
+    /// The type parameters are converted to (f32).
+    #[must_use]
+    pub fn dtype(self, dtype: DType) -> Self {
+        Self { dtype, ..self }
+    }
+
+    /// The branch, tag or commit on the hub ("main").
+    #[must_use]
+    pub fn revision(mut self, revision: &str) -> Self {
+        self.hub.revision = revision.to_string();
+        self
+    }
+
+    /// Whether the network is left alone and only folders and the cache are read (as `HF_HUB_OFFLINE` says).
+    #[must_use]
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.hub.offline = offline;
+        self
+    }
+
+    /// Cache folder, token, endpoint and the rest of the hub's settings (the environment's).
+    #[must_use]
+    pub fn hub(self, hub: HubOptions) -> Self {
+        Self { hub, ..self }
+    }
+
+    /// The families that are known ([`Families::default`]).
+    #[must_use]
+    pub fn families(self, families: Families) -> Self {
+        Self { families: Arc::new(families), ..self }
+    }
+
+    /// How the text tower is pooled (as its checkpoint says).
+    #[must_use]
+    pub fn text_pooling(self, pooling: TextPooling) -> Self {
+        Self { text_pooling: Some(pooling), ..self }
+    }
+
+    /// How the image tower is pooled (as its checkpoint says).
+    #[must_use]
+    pub fn image_pooling(self, pooling: ImagePooling) -> Self {
+        Self { image_pooling: Some(pooling), ..self }
+    }
+
+    /// Side of the square input in pixels (as the checkpoint's processor says); position embeddings are interpolated.
+    #[must_use]
+    pub fn image_size(self, image_size: usize) -> Self {
+        Self { image_size: Some(image_size), ..self }
+    }
+
+    /// Random weights drawn from `seed` in place of the checkpoint's: only its configuration, tokenizer and processor are read.
+    #[must_use]
+    pub fn random_weights(self, seed: u64) -> Self {
+        Self { random: Some(seed), ..self }
+    }
+
+    /// Whether parameters are loaded as variables that training can change (true).
+    #[must_use]
+    pub fn trainable(self, trainable: bool) -> Self {
+        Self { trainable, ..self }
+    }
+
+    /// Loads a dual encoder from a folder or a hub id.
+    ///
+    /// # Errors
+    /// When the folder holds none, or something in it does not fit; the error names it.
+    pub fn clip(&self, id_or_dir: &str) -> Result<ClipModel> {
+        match self.open(id_or_dir)? {
+            (Plan::Clip(plan), files) => self.build_clip(*plan, &files),
+            (_, files) => Err(Error::file(
+                files.folder.path(),
+                "it holds one tower, not a dual encoder; load it with TextEncoder or ImageEncoder",
+            )),
+        }
+    }
+
+    /// Loads a text tower from a folder or a hub id; of a dual encoder, its text half and nothing else.
+    ///
+    /// # Errors
+    /// When the folder holds none, or something in it does not fit; the error names it.
+    pub fn text_encoder(&self, id_or_dir: &str) -> Result<TextEncoder> {
+        match self.open(id_or_dir)? {
+            (Plan::Text(plan), files) => self.build_text(*plan, &files),
+            (Plan::Clip(plan), files) => {
+                let plan = TextPlan { config: plan.config.text, renames: plan.text, pad_id: plan.pad_id };
+                self.build_text(plan, &files)
+            }
+            (Plan::Image(_), files) => Err(Error::file(files.folder.path(), "it holds an image tower, not a text tower")),
+        }
+    }
+
+    /// Loads an image tower from a folder or a hub id; of a dual encoder, its image half and nothing else.
+    ///
+    /// # Errors
+    /// When the folder holds none, or something in it does not fit; the error names it.
+    pub fn image_encoder(&self, id_or_dir: &str) -> Result<ImageEncoder> {
+        match self.open(id_or_dir)? {
+            (Plan::Image(plan), files) => self.build_image(*plan, &files),
+            (Plan::Clip(plan), files) => {
+                self.build_image(ImagePlan { config: plan.config.image, renames: plan.image }, &files)
+            }
+            (Plan::Text(_), files) => Err(Error::file(files.folder.path(), "it holds a text tower, not an image tower")),
+        }
+    }
+
+    /// Loads whatever the folder holds.
+    ///
+    /// # Errors
+    /// When it is no model that this crate knows, or something in it does not fit; the error names it.
+    pub fn load(&self, id_or_dir: &str) -> Result<Loaded> {
+        Ok(match self.open(id_or_dir)? {
+            (Plan::Clip(plan), files) => Loaded::Clip(Box::new(self.build_clip(*plan, &files)?)),
+            (Plan::Text(plan), files) => Loaded::Text(Box::new(self.build_text(*plan, &files)?)),
+            (Plan::Image(plan), files) => Loaded::Image(Box::new(self.build_image(*plan, &files)?)),
+        })
+    }
+
+    fn open(&self, id_or_dir: &str) -> Result<(Plan, Files)> {
+        let folder = weights::resolve(id_or_dir, &self.hub)?;
+        let config = Config::new(&folder.path().join("config.json"), folder.config()?)?;
+        let checkpoint = match self.random {
+            Some(_) => None,
+            None => Some(Arc::new(Checkpoint::open(&folder)?)),
+        };
+        let names = checkpoint.as_ref().map(|checkpoint| checkpoint.names().collect());
+        let plan = self.families.plan(&FamilySource { config, names, role: Role::Alone })?;
+        Ok((plan, Files { folder, checkpoint }))
+    }
+
+    fn build_clip(&self, plan: ClipPlan, files: &Files) -> Result<ClipModel> {
+        let mut config = plan.config;
+        self.apply_pooling(Some(&mut config.text.pooling), Some(&mut config.image.pooling));
+        let parts = [(ClipConfig::TEXT, &plan.text), (ClipConfig::IMAGE, &plan.image), ("", &plan.heads)];
+        let parameters = self.parameters(files, &parts, |params| config.collect(params))?;
+        let tokenizer = tokenizer(files, config.text.tower.context_length(), plan.pad_id)?;
+        ClipModel::from_parameters(config, tokenizer, self.processor(files)?, parameters, &self.device)
+    }
+
+    fn build_text(&self, plan: TextPlan, files: &Files) -> Result<TextEncoder> {
+        let mut config = plan.config;
+        self.apply_pooling(Some(&mut config.pooling), None);
+        let parameters = self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop))?;
+        let tokenizer = tokenizer(files, config.tower.context_length(), plan.pad_id)?;
+        TextEncoder::from_parameters(config, tokenizer, parameters, &self.device)
+    }
+
+    fn build_image(&self, plan: ImagePlan, files: &Files) -> Result<ImageEncoder> {
+        let mut config = plan.config;
+        self.apply_pooling(None, Some(&mut config.pooling));
+        let parameters = self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop))?;
+        ImageEncoder::from_parameters(config, self.processor(files)?, parameters, &self.device)
+    }
+
+    fn apply_pooling(&self, text: Option<&mut TextPooling>, image: Option<&mut ImagePooling>) {
+        if let (Some(pooling), Some(chosen)) = (text, self.text_pooling) {
+            *pooling = chosen;
+        }
+        if let (Some(pooling), Some(chosen)) = (image, self.image_pooling) {
+            *pooling = chosen;
+        }
+    }
+
+    /// Reads (or draws) what `collect` asks for. Each part of the names has its own spelling.
+    fn parameters(
+        &self,
+        files: &Files,
+        parts: &[(&'static str, &Renames)],
+        collect: impl Fn(&Params) -> Result<()>,
+    ) -> Result<Parameters> {
+        let name = files.folder.path().display().to_string();
+        // A size that no tower can have was read from the folder's configuration.
+        let collect = |params: &Params| {
+            collect(params).map_err(|error| Error::file(files.folder.path().join("config.json"), error))
+        };
+        let Some(checkpoint) = &files.checkpoint else {
+            let params = Params::new(RandomSource::new(self.random.unwrap_or(0), self.dtype, &self.device));
+            collect(&params)?;
+            return params.finish(&name)?.with_trainable(|_| self.trainable);
+        };
+        let source = |renames: &Renames| {
+            let trainable = self.trainable;
+            let source = CheckpointSource::new(checkpoint.clone(), renames).dtype(self.dtype).device(&self.device);
+            Arc::new(source.trainable(move |_| trainable))
+        };
+        let branches: Vec<_> = parts.iter().map(|(prefix, renames)| (*prefix, source(renames))).collect();
+        let params = Params::new(Branches(branches.clone()));
+        collect(&params)?;
+        for unused in branches.iter().flat_map(|(_, source)| source.unused()) {
+            params.note_problem(format!("{unused}: in the file, but the configuration has no place for it"));
+        }
+        params.finish(&name)
+    }
+
+    fn processor(&self, files: &Files) -> Result<ImageProcessor> {
+        let processor = ImageProcessor::from_folder(files.folder.path())?;
+        self.image_size.map_or(Ok(processor.clone()), |size| processor.with_image_size(size))
+    }
+}
+
+struct Files {
+    folder: Folder,
+    checkpoint: Option<Arc<Checkpoint>>,
+}
+
+fn tokenizer(files: &Files, context_length: usize, pad_id: u32) -> Result<TextTokenizer> {
+    let rules = TokenRules { pad_id: PadId::FromFiles { otherwise: pad_id }, ..TokenRules::new(context_length) };
+    TextTokenizer::from_folder(files.folder.path(), rules)
+}
+
+/// Several sources, each responsible for the names under its prefix; the one with no prefix takes the rest.
+struct Branches(Vec<(&'static str, Arc<CheckpointSource>)>);
+
+impl Branches {
+    fn find<'a>(&self, name: &'a str) -> Option<(&CheckpointSource, &'a str)> {
+        self.0.iter().find_map(|(prefix, source)| match *prefix {
+            "" => Some((&**source, name)),
+            prefix => Some((&**source, name.strip_prefix(prefix)?.strip_prefix('.')?)),
+        })
+    }
+}
+
+impl ParamSource for Branches {
+    fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String> {
+        match self.find(name) {
+            Some((source, rest)) => source.get(rest, shape, init),
+            None => Err(format!("{name}: missing")),
+        }
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.find(name).is_some_and(|(source, rest)| source.contains(rest))
+    }
+}
+
+/// Writes a model's folder under `config`, complete or not at all.
+pub(crate) fn save_folder(model: &ClipModel, config: &Value, folder: &Path) -> Result<()> {
+    weights::save_folder(folder, |target| {
+        weights::write_json(target.join("config.json"), config)?;
+        let processor = model.image_encoder().processor().config().to_hugging_face();
+        weights::write_json(target.join("preprocessor_config.json"), &processor)?;
+        model.text_encoder().tokenizer().save(target)?;
+        weights::save_safetensors(target.join("model.safetensors"), model.parameters().iter())
+    })
+}

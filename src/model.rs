@@ -1,0 +1,328 @@
+//! [`ClipModel`]: two encoders, two projections, a logit scale.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor, Var};
+use serde::{Deserialize, Serialize};
+
+use crate::encoder::{Built, ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig};
+use crate::image::{ImageInput, ImageProcessor};
+use crate::loader::Loader;
+use crate::logit_scale::LogitScale;
+use crate::project::{LinearProject, ProjectionConfig};
+use crate::text::{TextTokenizer, TokenBatch};
+use crate::weights::{Parameters, Params, RandomSource};
+use crate::zero_shot::{Template, ZeroShot};
+use crate::{Embeddings, Result, ops};
+
+/// A whole dual encoder's configuration, as our own `config.json` holds it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipConfig {
+    /// The text tower and its pooling.
+    pub text: TextEncoderConfig,
+    /// The image tower and its pooling.
+    pub image: ImageEncoderConfig,
+    /// Both projections.
+    pub projection: ProjectionConfig,
+}
+
+impl ClipConfig {
+    /// Where the text tower's parameters live among the model's.
+    pub(crate) const TEXT: &str = "text_model";
+    /// Where the image tower's parameters live among the model's.
+    pub(crate) const IMAGE: &str = "vision_model";
+
+    /// Asks `params` for every parameter of the model, so that all problems are known before the first is reported.
+    pub(crate) fn collect(&self, params: &Params) -> Result<()> {
+        self.text.build(&params.pp(Self::TEXT))?;
+        self.image.build(&params.pp(Self::IMAGE))?;
+        self.build_heads(params)?;
+        Ok(())
+    }
+
+    fn build_heads(&self, params: &Params) -> Result<Box<Heads>> {
+        let projection = |name: &str, size| LinearProject::new(&params.pp(name), size, &self.projection);
+        Ok(Box::new(Heads {
+            text_projection: projection("text_projection", self.text.pooled_size())?,
+            visual_projection: projection("visual_projection", self.image.pooled_size())?,
+            logit_scale: LogitScale::new(params, LogitScale::START)?,
+        }))
+    }
+}
+
+/// What stands behind the towers.
+struct Heads {
+    text_projection: LinearProject,
+    visual_projection: LinearProject,
+    logit_scale: LogitScale,
+}
+
+/// What [`ClipModel::forward`] computes for B images and M texts.
+#[derive(Debug, Clone)]
+pub struct ClipOutput {
+    /// Projected images (B,D).
+    pub image_features: Tensor,
+    /// Projected texts (M,D).
+    pub text_features: Tensor,
+    /// Projected images of unit length (B,D).
+    pub image_embeds: Tensor,
+    /// Projected texts of unit length (M,D).
+    pub text_embeds: Tensor,
+    /// The factor exp(logit_scale), a scalar.
+    pub logit_scale: Tensor,
+    /// Factor × cosine, rows are images (B,M). Its transpose has texts as rows.
+    pub logits_per_image: Tensor,
+}
+
+/// A dual encoder: images and texts in one space.
+#[derive(Clone)]
+pub struct ClipModel {
+    config: ClipConfig,
+    text: TextEncoder,
+    image: ImageEncoder,
+    heads: Built<Heads>,
+}
+
+impl ClipModel {
+    /// Loads a dual encoder from a folder or a hub id.
+    ///
+    /// # Errors
+    /// When the folder holds no dual encoder that this crate knows, or its tensors do not fit its configuration; the error
+    /// lists every tensor at fault.
+    ///
+    /// ```no_run
+    /// let model = diptych::ClipModel::from_pretrained("openai/clip-vit-base-patch32")?;
+    /// let images = model.embed_images(["cat.jpg", "dog.jpg"])?;
+    /// let texts = model.embed_texts(&["a photo of a cat"])?;
+    /// println!("{}", images.cosine(&texts)?); // (2, 1)
+    /// # Ok::<(), diptych::Error>(())
+    /// ```
+    pub fn from_pretrained(id_or_dir: &str) -> Result<Self> {
+        Loader::new().clip(id_or_dir)
+    }
+
+    /// Everything else that loading can be told: device, dtype, revision, pooling, ….
+    #[must_use]
+    pub fn loader() -> Loader {
+        Loader::new()
+    }
+
+    /// The design of the origin: any text encoder and any image encoder, two fresh projections (unit rows → Linear → GELU →
+    /// LayerNorm, `embed_dim` wide) drawn from seed 0, and a logit scale of ln(1/0.07).
+    ///
+    /// # Errors
+    /// When `embed_dim` is zero.
+    pub fn from_encoders(text: TextEncoder, image: ImageEncoder, embed_dim: usize) -> Result<Self> {
+        Self::with_projection(text, image, ProjectionConfig::mlp(embed_dim), 0)
+    }
+
+    /// Any two encoders with fresh projections of any kind, drawn from `seed`.
+    ///
+    /// # Errors
+    /// When the projection's width is zero.
+    pub fn with_projection(
+        text: TextEncoder,
+        image: ImageEncoder,
+        projection: ProjectionConfig,
+        seed: u64,
+    ) -> Result<Self> {
+        let config = ClipConfig { text: text.config().clone(), image: image.config().clone(), projection };
+        let params = Params::new(RandomSource::new(seed, DType::F32, image.device()));
+        config.build_heads(&params)?;
+        let heads = Built::new(params.finish("projections")?, |params| config.build_heads(params))?;
+        Ok(Self { config, text, image, heads })
+    }
+
+    /// A model whose parameters come from `params`: from a candle `VarBuilder`, say, through
+    /// [`VarBuilderSource`](crate::weights::VarBuilderSource), or from a seed.
+    ///
+    /// # Errors
+    /// When parameters are missing or have another shape.
+    pub fn from_params(
+        config: &ClipConfig,
+        tokenizer: TextTokenizer,
+        processor: ImageProcessor,
+        params: &Params,
+        device: &Device,
+    ) -> Result<Self> {
+        config.collect(params)?;
+        Self::from_parameters(config.clone(), tokenizer, processor, params.finish("model")?, device)
+    }
+
+    pub(crate) fn from_parameters(
+        config: ClipConfig,
+        tokenizer: TextTokenizer,
+        processor: ImageProcessor,
+        parameters: Parameters,
+        device: &Device,
+    ) -> Result<Self> {
+        let (text, image) = (parameters.under(ClipConfig::TEXT), parameters.under(ClipConfig::IMAGE));
+        Ok(Self {
+            text: TextEncoder::from_parameters(config.text.clone(), tokenizer, text, device)?,
+            image: ImageEncoder::from_parameters(config.image.clone(), processor, image, device)?,
+            heads: Built::new(parameters.without(&[ClipConfig::TEXT, ClipConfig::IMAGE]), |params| {
+                config.build_heads(params)
+            })?,
+            config,
+        })
+    }
+
+    /// The same model where the parameters that `trainable` says yes to are trained and the others frozen. Names are as in
+    /// [`ClipModel::parameters`].
+    ///
+    /// # Errors
+    /// When candle cannot allocate a variable.
+    pub fn with_trainable(self, trainable: impl Fn(&str) -> bool) -> Result<Self> {
+        let text = self.text.with_trainable(|name| trainable(&format!("{}.{name}", ClipConfig::TEXT)))?;
+        let image = self.image.with_trainable(|name| trainable(&format!("{}.{name}", ClipConfig::IMAGE)))?;
+        let heads = self.heads.parameters().with_trainable(&trainable)?;
+        let heads = Built::new(heads, |params| self.config.build_heads(params))?;
+        Ok(Self { text, image, heads, ..self })
+    }
+
+    /// Writes the model with its tokenizer and processor: in Hugging Face's `CLIPModel` layout where that can express it, else
+    /// in our own (`model_type: diptych`). [`ClipModel::from_pretrained`] reads it back with equal bits.
+    ///
+    /// # Errors
+    /// When the folder cannot be written, or holds something that is no model.
+    pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
+        crate::families::save_clip(self, folder.as_ref())
+    }
+
+    /// Unit rows for images: paths, bytes or decoded images. No graph is kept.
+    ///
+    /// # Shapes
+    /// N images → (N,D).
+    ///
+    /// # Errors
+    /// When the list is empty or an image cannot be read; the error names it.
+    pub fn embed_images<I>(&self, images: I) -> Result<Embeddings>
+    where
+        I: IntoIterator,
+        I::Item: Into<ImageInput>,
+    {
+        self.embeddings(self.heads.detached().visual_projection.forward(&self.image.encode(images)?)?)
+    }
+
+    /// Unit rows for texts. No graph is kept.
+    ///
+    /// # Shapes
+    /// N texts → (N,D).
+    ///
+    /// # Errors
+    /// When the list is empty.
+    pub fn embed_texts(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
+        self.embeddings(self.heads.detached().text_projection.forward(&self.text.encode(texts)?)?)
+    }
+
+    fn embeddings(&self, features: Tensor) -> Result<Embeddings> {
+        Embeddings::from_features(&features)
+    }
+
+    /// Both halves of a batch, with the graph of the trainable parameters.
+    ///
+    /// # Shapes
+    /// `pixel_values` (B,C,H,W), `tokens` (M,L); see [`ClipOutput`].
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward(&self, pixel_values: &Tensor, tokens: &TokenBatch) -> Result<ClipOutput> {
+        let image_features = self.project_image(&self.image.pooled(pixel_values)?)?;
+        let text_features = self.project_text(&self.text.pooled(tokens)?)?;
+        self.output(image_features, text_features)
+    }
+
+    /// An image tower's pooled output (B,E) to features (B,D), with the projection's graph.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn project_image(&self, pooled: &Tensor) -> Result<Tensor> {
+        self.heads.tracked().visual_projection.forward(pooled)
+    }
+
+    /// A text tower's pooled output (B,E) to features (B,D), with the projection's graph.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn project_text(&self, pooled: &Tensor) -> Result<Tensor> {
+        self.heads.tracked().text_projection.forward(pooled)
+    }
+
+    /// Features (B,D) and (M,D) to unit rows and logits.
+    ///
+    /// # Errors
+    /// When the widths differ.
+    pub fn output(&self, image_features: Tensor, text_features: Tensor) -> Result<ClipOutput> {
+        let (image_embeds, text_embeds) = (ops::l2_normalize(&image_features)?, ops::l2_normalize(&text_features)?);
+        let logit_scale = self.heads.tracked().logit_scale.factor()?;
+        let logits_per_image = image_embeds.matmul(&text_embeds.t()?)?.broadcast_mul(&logit_scale)?;
+        Ok(ClipOutput { image_features, text_features, image_embeds, text_embeds, logit_scale, logits_per_image })
+    }
+
+    /// A zero-shot classifier for `labels`, prompted with "a photo of a {}".
+    ///
+    /// # Errors
+    /// When the list is empty or a label is blank or named twice.
+    pub fn zero_shot(&self, labels: &[impl AsRef<str>]) -> Result<ZeroShot<'_>> {
+        ZeroShot::new(self, labels, &Template::defaults())
+    }
+
+    /// A zero-shot classifier for `labels` with prompts of your own, averaged a class.
+    ///
+    /// # Errors
+    /// As [`ClipModel::zero_shot`], and when there is no template.
+    pub fn zero_shot_with(&self, labels: &[impl AsRef<str>], templates: &[Template]) -> Result<ZeroShot<'_>> {
+        ZeroShot::new(self, labels, templates)
+    }
+
+    /// The factor exp(logit_scale) as a number.
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn logit_scale(&self) -> Result<f64> {
+        Ok(self.heads.detached().logit_scale.factor()?.to_dtype(DType::F64)?.to_scalar()?)
+    }
+
+    /// Brings the logarithm of the scale back into `[lowest, largest]`; cross-entropy training does so after each step with
+    /// [0, ln 100] (Radford et al. 2021, section 2.5).
+    ///
+    /// # Errors
+    /// When the scale is not a number any more.
+    pub fn clamp_logit_scale(&self, lowest: f64, largest: f64) -> Result<()> {
+        self.heads.tracked().logit_scale.clamp(lowest, largest)
+    }
+
+    /// Every parameter by name; the names are those of Hugging Face's `CLIPModel`.
+    #[must_use]
+    pub fn parameters(&self) -> Parameters {
+        let mut all = self.heads.parameters().clone();
+        all.extend(self.text.parameters().prefixed(ClipConfig::TEXT));
+        all.extend(self.image.parameters().prefixed(ClipConfig::IMAGE));
+        all
+    }
+
+    /// The trainable parameters: named variables that any candle optimiser can step.
+    #[must_use]
+    pub fn trainable(&self) -> Vec<(String, Var)> {
+        self.parameters().trainable().map(|(name, var)| (name.to_string(), var)).collect()
+    }
+
+    /// The text half.
+    #[must_use]
+    pub fn text_encoder(&self) -> &TextEncoder {
+        &self.text
+    }
+
+    /// The image half.
+    #[must_use]
+    pub fn image_encoder(&self) -> &ImageEncoder {
+        &self.image
+    }
+
+    /// Towers, poolings and projections.
+    #[must_use]
+    pub fn config(&self) -> &ClipConfig {
+        &self.config
+    }
+}

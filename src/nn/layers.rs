@@ -1,0 +1,77 @@
+//! The two layers with parameters that everything else is made of: [`Linear`] and [`LayerNorm`].
+
+use candle_core::Tensor;
+
+use crate::weights::{Init, Params};
+use crate::{Result, ops};
+
+/// `y = x·Wᵀ + b`, with `weight` (N,K) as PyTorch's `nn.Linear` stores it.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Reads (or draws from `init`) `weight` (output, input) and `bias` (output).
+    ///
+    /// # Errors
+    /// When the source cannot make a tensor.
+    pub fn new(params: &Params, input: usize, output: usize, init: Init) -> Result<Self> {
+        // PyTorch draws a bias as it draws a uniform weight; transformers' initialisation sets it to zero.
+        let bias = if matches!(init, Init::Uniform { .. }) { init } else { Init::ZEROS };
+        let bias = params.get("bias", &[output], bias)?;
+        Ok(Self { bias: Some(bias), ..Self::without_bias(params, input, output, init)? })
+    }
+
+    /// The same without a bias.
+    ///
+    /// # Errors
+    /// When the source cannot make a tensor.
+    pub fn without_bias(params: &Params, input: usize, output: usize, init: Init) -> Result<Self> {
+        Ok(Self { weight: params.get("weight", &[output, input], init)?, bias: None })
+    }
+
+    /// Where PyTorch's `nn.Linear` starts: uniform in ±1/√input, weight and bias alike.
+    #[must_use]
+    pub fn torch_init(input: usize) -> Init {
+        Init::Uniform { bound: 1.0 / (input.max(1) as f32).sqrt() }
+    }
+
+    /// # Shapes
+    /// (…,K) → (…,N).
+    ///
+    /// # Errors
+    /// When the last dimension of `x` is not K.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::linear(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// Normalisation over the last dimension, with a learned scale and shift (Ba et al. 2016, arXiv 1607.06450).
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Reads `weight` and `bias`, both (size).
+    ///
+    /// # Errors
+    /// When the source cannot make a tensor.
+    pub fn new(params: &Params, size: usize, eps: f64) -> Result<Self> {
+        let weight = params.get("weight", &[size], Init::ONES)?;
+        Ok(Self { weight, bias: params.get("bias", &[size], Init::ZEROS)?, eps })
+    }
+
+    /// # Shapes
+    /// (…,E) → (…,E).
+    ///
+    /// # Errors
+    /// When the last dimension of `x` is not E.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::layer_norm(x, &self.weight, &self.bias, self.eps)
+    }
+}

@@ -1,0 +1,13 @@
+//! Blocks made of [`ops`](crate::ops), shared by every tower.
+
+mod block;
+mod layers;
+mod mlp;
+mod patch_embed;
+mod position;
+
+pub use block::{BlockConfig, Encoder, NormPosition};
+pub use layers::{LayerNorm, Linear};
+pub use mlp::{Mlp, MlpKind};
+pub use patch_embed::PatchEmbed;
+pub use position::interpolate_positions;

@@ -1,0 +1,221 @@
+//! The mathematics: one file per tower. Towers know shapes and parameters, never file names (see [`families`](crate::families)).
+
+mod bert;
+mod text_transformer;
+mod vit;
+
+pub use bert::{BertConfig, Positions};
+pub use text_transformer::{PooledToken, TextTransformerConfig};
+pub use vit::{ClassifierInput, OutputNorm, Pooler, PrefixTokens, VitConfig};
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::text::TokenBatch;
+use crate::weights::Params;
+use crate::{Error, Result};
+
+/// Whether a forward pass keeps the hidden states of every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Collect {
+    /// Only the last hidden state and the pooled output.
+    Last,
+    /// The embeddings' output and every block's output too.
+    HiddenStates,
+}
+
+/// What a tower computes for a batch.
+#[derive(Debug, Clone)]
+pub struct TowerOutput {
+    /// The tokens after the last layer, as the reference library returns them (B,L,E).
+    pub last_hidden_state: Tensor,
+    /// One row an item (B,E); (B, labels) where the pooling is the classifier's logits.
+    pub pooled: Tensor,
+    /// The embeddings' output, then each block's output (layers + 1 of them, each (B,L,E)); empty unless asked for.
+    pub hidden_states: Vec<Tensor>,
+}
+
+/// An image tower: pixels to one row an image.
+pub trait ImageTower: Send + Sync {
+    /// The pooled output alone, which may skip work that it does not read.
+    ///
+    /// # Shapes
+    /// `pixel_values` (B,C,H,W) → (B,E).
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor>;
+
+    /// Token-level and pooled outputs.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn forward(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput>;
+}
+
+/// A text tower: tokens to one row a text.
+pub trait TextTower: Send + Sync {
+    /// The pooled output alone, which may skip work that it does not read.
+    ///
+    /// # Shapes
+    /// `tokens` (B,L) → (B,E).
+    ///
+    /// # Errors
+    /// When an id is outside of the vocabulary or a text is longer than the tower's positions.
+    fn pooled(&self, tokens: &TokenBatch) -> Result<Tensor>;
+
+    /// Token-level and pooled outputs.
+    ///
+    /// # Errors
+    /// As [`TextTower::pooled`].
+    fn forward(&self, tokens: &TokenBatch, collect: Collect) -> Result<TowerOutput>;
+}
+
+/// How an image tower's tokens become one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ImagePooling {
+    /// The normed class token.
+    Cls,
+    /// The mean of the normed patch tokens (class and distillation tokens left out).
+    Mean,
+    /// `tanh(dense(CLS))`, where the checkpoint has a pooler.
+    Pooler,
+    /// The classifier's logits, as in the origin, where an ImageNet ViT gives 1000 numbers.
+    Logits,
+}
+
+/// How a text tower's tokens become one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TextPooling {
+    /// The mean over the tokens that are no padding.
+    Mean,
+    /// The first token.
+    Cls,
+    /// `tanh(dense(CLS))`, where the checkpoint has a pooler.
+    Pooler,
+    /// CLIP's: the end-of-text token.
+    Eos,
+}
+
+macro_rules! pooling_names {
+    ($type:ident, $($name:literal => $variant:ident),+) => {
+        impl std::str::FromStr for $type {
+            type Err = Error;
+
+            fn from_str(name: &str) -> Result<Self> {
+                match name {
+                    $($name => Ok(Self::$variant),)+
+                    _ => Err(Error::unsupported("pooling", "value", name, [$($name),+].join(", "))),
+                }
+            }
+        }
+
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self { $(Self::$variant => $name),+ })
+            }
+        }
+    };
+}
+pooling_names!(ImagePooling, "cls" => Cls, "mean" => Mean, "pooler" => Pooler, "logits" => Logits);
+pooling_names!(TextPooling, "mean" => Mean, "cls" => Cls, "pooler" => Pooler, "eos" => Eos);
+
+/// An image tower's configuration: which one, and its sizes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "tower", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ImageTowerConfig {
+    /// Vision transformer: ViT, DeiT, DINOv2, CLIP's.
+    Vit(VitConfig),
+}
+
+impl ImageTowerConfig {
+    /// Builds the tower from `params`.
+    ///
+    /// # Errors
+    /// When sizes are impossible or the tower cannot be pooled so.
+    pub fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
+        match self {
+            Self::Vit(config) => Ok(Box::new(vit::Vit::new(params, config, pooling)?)),
+        }
+    }
+
+    /// Width of the pooled output.
+    #[must_use]
+    pub fn pooled_size(&self, pooling: ImagePooling) -> usize {
+        match self {
+            Self::Vit(config) => config.pooled_size(pooling),
+        }
+    }
+
+    /// Side of the square input in pixels that the position embeddings are made for.
+    #[must_use]
+    pub fn image_size(&self) -> usize {
+        match self {
+            Self::Vit(config) => config.image_size,
+        }
+    }
+}
+
+/// A text tower's configuration: which one, and its sizes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "tower", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TextTowerConfig {
+    /// BERT, RoBERTa, XLM-RoBERTa.
+    Bert(BertConfig),
+    /// CLIP's text transformer.
+    TextTransformer(TextTransformerConfig),
+}
+
+impl TextTowerConfig {
+    /// Builds the tower from `params`.
+    ///
+    /// # Errors
+    /// When sizes are impossible or the tower cannot be pooled so.
+    pub fn build(&self, params: &Params, pooling: TextPooling) -> Result<Box<dyn TextTower>> {
+        match self {
+            Self::Bert(config) => Ok(Box::new(bert::Bert::new(params, config, pooling)?)),
+            Self::TextTransformer(config) => {
+                Ok(Box::new(text_transformer::TextTransformer::new(params, config, pooling)?))
+            }
+        }
+    }
+
+    /// Width of the pooled output.
+    #[must_use]
+    pub fn pooled_size(&self) -> usize {
+        match self {
+            Self::Bert(config) => config.hidden_size,
+            Self::TextTransformer(config) => config.hidden_size,
+        }
+    }
+
+    /// The longest text the tower takes, in tokens.
+    #[must_use]
+    pub fn context_length(&self) -> usize {
+        match self {
+            Self::Bert(config) => config.context_length(),
+            Self::TextTransformer(config) => config.context_length,
+        }
+    }
+}
+
+/// Refuses sizes that no tower can have, before they divide by zero or ask for the memory of the world.
+fn check_sizes(hidden_size: usize, heads: usize, sizes: &[(&'static str, usize)]) -> Result<()> {
+    const LARGEST: usize = 1 << 24;
+    for &(name, size) in sizes.iter().chain(&[("hidden_size", hidden_size), ("num_attention_heads", heads)]) {
+        if size == 0 || size > LARGEST {
+            return Err(Error::argument(name, format!("{size} is not between 1 and {LARGEST}")));
+        }
+    }
+    if hidden_size % heads != 0 {
+        let message = format!("{heads} heads do not divide hidden_size {hidden_size}");
+        return Err(Error::argument("num_attention_heads", message));
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! CLIP's text transformer (Radford et al. 2021, arXiv 2103.00020): pre-norm blocks under a causal mask, a final norm, and the
+//! end-of-text token as the pooled output.
+//!
+//! ids (B,L) → tokens + positions (B,L,E) → blocks → norm → pooled (B,E).
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::{Collect, TextPooling, TextTower, TowerOutput, check_sizes};
+use crate::nn::{BlockConfig, Encoder, LayerNorm, MlpKind, NormPosition};
+use crate::ops::{self, Activation, AttentionMask};
+use crate::text::TokenBatch;
+use crate::weights::{Init, Params};
+use crate::{Error, Result};
+
+/// Sizes and choices of CLIP's text transformer. Names are Hugging Face's where it has one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextTransformerConfig {
+    /// Entries of the vocabulary V.
+    pub vocab_size: usize,
+    /// Width E of the tokens.
+    pub hidden_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Heads; they divide `hidden_size`.
+    pub num_attention_heads: usize,
+    /// Width inside the MLP.
+    pub intermediate_size: usize,
+    /// The MLP's activation.
+    pub hidden_act: Activation,
+    /// Added to the variance in each LayerNorm.
+    pub layer_norm_eps: f64,
+    /// Number of positions: the longest text in tokens.
+    pub context_length: usize,
+    /// Which token is pooled.
+    pub pooled_token: PooledToken,
+    /// Standard deviation of fresh weights.
+    pub initializer_range: f32,
+}
+
+/// Which token [`TextPooling::Eos`] picks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PooledToken {
+    /// The first token with this id.
+    FirstId(u32),
+    /// The first token whose id is the row's largest: OpenAI's rule, which transformers keeps where `eos_token_id` is 2.
+    FirstLargest,
+}
+
+/// The built tower.
+pub(super) struct TextTransformer {
+    config: TextTransformerConfig,
+    pooling: TextPooling,
+    token_embedding: Tensor,
+    position_embedding: Tensor,
+    encoder: Encoder,
+    final_layer_norm: LayerNorm,
+}
+
+impl TextTransformer {
+    pub(super) fn new(params: &Params, config: &TextTransformerConfig, pooling: TextPooling) -> Result<Self> {
+        let sizes = [
+            ("vocab_size", config.vocab_size),
+            ("num_hidden_layers", config.num_hidden_layers),
+            ("intermediate_size", config.intermediate_size),
+            ("max_position_embeddings", config.context_length),
+        ];
+        check_sizes(config.hidden_size, config.num_attention_heads, &sizes)?;
+        if pooling == TextPooling::Pooler {
+            return Err(Error::argument("text pooling", "CLIP's text tower has no pooler; use eos, mean or cls"));
+        }
+        let size = config.hidden_size;
+        let init = Init::Normal { std: config.initializer_range };
+        let embeddings = params.pp("embeddings");
+        let blocks = BlockConfig {
+            hidden_size: size,
+            num_hidden_layers: config.num_hidden_layers,
+            num_attention_heads: config.num_attention_heads,
+            intermediate_size: config.intermediate_size,
+            hidden_act: config.hidden_act,
+            layer_norm_eps: config.layer_norm_eps,
+            norm: NormPosition::Pre,
+            mlp: MlpKind::Plain,
+            qkv_bias: true,
+            layer_scale: None,
+            initializer_range: config.initializer_range,
+        };
+        Ok(Self {
+            token_embedding: embeddings.get("token_embedding.weight", &[config.vocab_size, size], init)?,
+            position_embedding: embeddings.get("position_embedding.weight", &[config.context_length, size], init)?,
+            encoder: Encoder::new(&params.pp("encoder"), &blocks)?,
+            final_layer_norm: LayerNorm::new(&params.pp("final_layer_norm"), size, config.layer_norm_eps)?,
+            config: config.clone(),
+            pooling,
+        })
+    }
+
+    fn embed(&self, tokens: &TokenBatch) -> Result<Tensor> {
+        let (batch, length) = (tokens.batch(), tokens.length());
+        if length > self.config.context_length {
+            let message = format!("{length} tokens, but the tower has {} positions", self.config.context_length);
+            return Err(Error::argument("input_ids", message));
+        }
+        let embedded = ops::embedding(&self.token_embedding, tokens.ids(), (batch, length))?;
+        ops::add_row(&embedded, &self.position_embedding.narrow(0, 0, length)?)
+    }
+
+    fn mask(tokens: &TokenBatch) -> Result<AttentionMask> {
+        AttentionMask::causal().with_key_padding(tokens.keep(), tokens.batch(), tokens.length())
+    }
+
+    /// The pooled position of each row, or none for the mean.
+    fn positions(&self, tokens: &TokenBatch) -> Result<Option<Vec<usize>>> {
+        match (self.pooling, self.config.pooled_token) {
+            (TextPooling::Cls, _) => Ok(Some(vec![0; tokens.batch()])),
+            (TextPooling::Eos, PooledToken::FirstLargest) => Ok(Some(tokens.first_largest())),
+            (TextPooling::Eos, PooledToken::FirstId(id)) => {
+                let missing = |row| {
+                    let message = format!("row {row} has no end-of-text token (eos_token_id {id})");
+                    Error::argument("input_ids", message)
+                };
+                let found = tokens.first_position_of(id).into_iter().enumerate();
+                Ok(Some(found.map(|(row, p)| p.ok_or_else(|| missing(row))).collect::<Result<_>>()?))
+            }
+            (TextPooling::Mean | TextPooling::Pooler, _) => Ok(None),
+        }
+    }
+}
+
+impl TextTower for TextTransformer {
+    fn pooled(&self, tokens: &TokenBatch) -> Result<Tensor> {
+        let Some(positions) = self.positions(tokens)? else {
+            return Ok(self.forward(tokens, Collect::Last)?.pooled);
+        };
+        // A causal query at position p sees the kept keys up to p.
+        let keep = tokens.keep();
+        let length = tokens.length();
+        let visible = (0..keep.len()).map(|i| keep[i] && i % length <= positions[i / length]).collect();
+        let last_mask = AttentionMask::none().with_key_padding(visible, tokens.batch(), length)?;
+        let pooled = self.encoder.forward_selected(&self.embed(tokens)?, &Self::mask(tokens)?, &last_mask, &positions)?;
+        self.final_layer_norm.forward(&pooled)
+    }
+
+    fn forward(&self, tokens: &TokenBatch, collect: Collect) -> Result<TowerOutput> {
+        let (output, mut hidden_states) = self.encoder.forward(&self.embed(tokens)?, &Self::mask(tokens)?, collect)?;
+        if collect == Collect::HiddenStates {
+            hidden_states.push(output.clone());
+        }
+        let last_hidden_state = self.final_layer_norm.forward(&output)?;
+        let pooled = match self.positions(tokens)? {
+            Some(positions) => ops::select_tokens(&last_hidden_state, &positions)?,
+            None => ops::mean_pool(&last_hidden_state, &tokens.keep())?,
+        };
+        Ok(TowerOutput { last_hidden_state, pooled, hidden_states })
+    }
+}

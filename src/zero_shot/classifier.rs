@@ -1,0 +1,48 @@
+//! [`ZeroShot`]: a model and a head made of class names.
+
+use crate::image::ImageInput;
+use crate::zero_shot::{Classification, Template, ZeroShotHead};
+use crate::{ClipModel, Result};
+
+/// A zero-shot classifier: each class is the mean of its prompts' embeddings (Radford et al. 2021, section 3.1.4; reference:
+/// `zero_shot_classifier.py` of open_clip).
+pub struct ZeroShot<'m> {
+    model: &'m ClipModel,
+    head: ZeroShotHead,
+}
+
+impl<'m> ZeroShot<'m> {
+    pub(crate) fn new(model: &'m ClipModel, labels: &[impl AsRef<str>], templates: &[Template]) -> Result<Self> {
+        let labels: Vec<String> = labels.iter().map(|label| label.as_ref().to_string()).collect();
+        let prompts = ZeroShotHead::prompts(&labels, templates)?;
+        let embeddings = model.embed_texts(&prompts)?;
+        let scale = model.logit_scale()?;
+        Ok(Self { model, head: ZeroShotHead::from_prompt_embeddings(labels, &embeddings, templates.len(), scale)? })
+    }
+
+    /// The classes of one image, most probable first.
+    ///
+    /// # Errors
+    /// When the image cannot be read.
+    pub fn classify(&self, image: impl Into<ImageInput>) -> Result<Vec<Classification>> {
+        Ok(self.classify_all([image])?.pop().unwrap_or_default())
+    }
+
+    /// The classes of each image, most probable first.
+    ///
+    /// # Errors
+    /// When the list is empty or an image cannot be read; the error names it.
+    pub fn classify_all<I>(&self, images: I) -> Result<Vec<Vec<Classification>>>
+    where
+        I: IntoIterator,
+        I::Item: Into<ImageInput>,
+    {
+        self.head.probabilities(&self.model.embed_images(images)?)
+    }
+
+    /// The head alone: labels and one unit row a class, to keep or to apply to embeddings at hand.
+    #[must_use]
+    pub fn head(&self) -> &ZeroShotHead {
+        &self.head
+    }
+}

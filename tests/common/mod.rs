@@ -1,0 +1,74 @@
+//! What the tests share: the golden folders, comparison, tiny models.
+#![allow(dead_code)]
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use diptych::candle::{DType, Device, Tensor};
+use diptych::text::TokenBatch;
+
+/// The folder of golden checkpoints.
+pub fn golden_root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// One golden folder: a checkpoint, inputs, and what the reference library computed from them.
+pub struct Golden {
+    pub name: String,
+    pub path: PathBuf,
+    pub tensors: HashMap<String, Tensor>,
+}
+
+impl Golden {
+    /// Every golden checkpoint, sorted by name.
+    pub fn all() -> Vec<Golden> {
+        let entries = std::fs::read_dir(golden_root()).expect("tests/golden is there");
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("readable").path()).collect();
+        paths.retain(|path| path.join("golden.safetensors").is_file() && path.join("config.json").is_file());
+        paths.sort();
+        assert!(!paths.is_empty(), "no golden folder found");
+        paths.into_iter().map(Golden::open).collect()
+    }
+
+    fn open(path: PathBuf) -> Golden {
+        let tensors =
+            diptych::candle::safetensors::load(path.join("golden.safetensors"), &Device::Cpu).expect("golden");
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        Golden { name, path, tensors }
+    }
+
+    pub fn named(name: &str) -> Golden {
+        Self::open(golden_root().join(name))
+    }
+
+    pub fn dir(&self) -> &str {
+        self.path.to_str().expect("UTF-8")
+    }
+
+    pub fn tokens(&self) -> TokenBatch {
+        let mask = self.tensors.get("attention_mask");
+        TokenBatch::from_tensors(&self.tensors["input_ids"], mask).expect("token batch")
+    }
+
+    pub fn pixels(&self) -> &Tensor {
+        &self.tensors["pixel_values"]
+    }
+
+    /// Asserts that `actual` is the golden tensor `name` within 2e-5 of its largest value.
+    pub fn check(&self, name: &str, actual: &Tensor) {
+        let expected = self.tensors.get(name).unwrap_or_else(|| panic!("{}: no golden {name}", self.name));
+        let error = relative_error(actual, expected);
+        assert!(error < 2e-5, "{}: {name} differs by {error:.2e} of its largest value", self.name);
+    }
+}
+
+/// The largest difference over the largest expected value.
+pub fn relative_error(actual: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(actual.dims(), expected.dims(), "shapes");
+    let values =
+        |t: &Tensor| -> Vec<f64> { t.to_dtype(DType::F64).and_then(|t| t.flatten_all()?.to_vec1()).expect("values") };
+    let (actual, expected) = (values(actual), values(expected));
+    let largest = expected.iter().fold(0f64, |m, v| m.max(v.abs())).max(1e-30);
+    let worst = actual.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+    worst.fold(0f64, |m, d| if d.is_nan() { f64::INFINITY } else { m.max(d) }) / largest
+}

@@ -1,0 +1,124 @@
+//! Every golden checkpoint against the reference's numbers: hidden states, pooled outputs, features, embeddings, logits.
+//! `tests/python/make_golden.py` wrote them.
+
+mod common;
+
+use common::{Golden, relative_error};
+use diptych::towers::{Collect, TowerOutput};
+use diptych::{ClipModel, ImageEncoder, Loaded, Loader, TextEncoder};
+
+fn check_states(golden: &Golden, side: &str, output: &TowerOutput) {
+    golden.check(&format!("{side}.last_hidden_state"), &output.last_hidden_state);
+    golden.check(&format!("{side}.pooled"), &output.pooled);
+    for (i, state) in output.hidden_states.iter().enumerate() {
+        golden.check(&format!("{side}.hidden_states.{i}"), state);
+    }
+    let beyond = format!("{side}.hidden_states.{}", output.hidden_states.len());
+    assert!(!golden.tensors.contains_key(&beyond), "{}: {beyond} was not computed", golden.name);
+}
+
+fn check_text(golden: &Golden, encoder: &TextEncoder) {
+    let output = encoder.forward(&golden.tokens(), Collect::HiddenStates).expect(&golden.name);
+    check_states(golden, "text", &output);
+    golden.check("text.pooled", &encoder.pooled(&golden.tokens()).expect(&golden.name));
+    let detached = encoder.pooled_detached(&golden.tokens()).expect(&golden.name);
+    assert!(!detached.track_op(), "{}: a graph was kept", golden.name);
+}
+
+fn check_image(golden: &Golden, encoder: &ImageEncoder) {
+    let output = encoder.forward(golden.pixels(), Collect::HiddenStates).expect(&golden.name);
+    check_states(golden, "image", &output);
+    golden.check("image.pooled", &encoder.pooled(golden.pixels()).expect(&golden.name));
+    let detached = encoder.pooled_detached(golden.pixels()).expect(&golden.name);
+    assert!(!detached.track_op(), "{}: a graph was kept", golden.name);
+}
+
+fn check_clip(golden: &Golden, model: &ClipModel) {
+    check_text(golden, model.text_encoder());
+    check_image(golden, model.image_encoder());
+    let output = model.forward(golden.pixels(), &golden.tokens()).expect(&golden.name);
+    golden.check("image_features", &output.image_features);
+    golden.check("text_features", &output.text_features);
+    golden.check("image_embeds", &output.image_embeds);
+    golden.check("text_embeds", &output.text_embeds);
+    golden.check("logits_per_image", &output.logits_per_image);
+}
+
+#[test]
+fn every_golden_checkpoint_gives_the_numbers_of_the_reference() {
+    for golden in Golden::all() {
+        match Loader::new().load(golden.dir()).unwrap_or_else(|e| panic!("{}: {e}", golden.name)) {
+            Loaded::Clip(model) => check_clip(&golden, &model),
+            Loaded::Text(encoder) => check_text(&golden, &encoder),
+            Loaded::Image(encoder) => check_image(&golden, &encoder),
+        }
+    }
+}
+
+#[test]
+fn half_of_a_dual_encoder_loads_alone() {
+    for name in ["clip", "vtde_vit_bert", "vtde_clip_v4", "vtde_dinov2_xlmr"] {
+        let golden = Golden::named(name);
+        check_text(&golden, &TextEncoder::from_pretrained(golden.dir()).expect(name));
+        check_image(&golden, &ImageEncoder::from_pretrained(golden.dir()).expect(name));
+    }
+}
+
+#[test]
+fn the_sample_photo_and_texts_give_the_references_inputs() {
+    for golden in Golden::all() {
+        let text = std::fs::read_to_string(golden.path.join("golden.json")).expect("golden.json");
+        let facts: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        if let Some(expected) = golden.tensors.get("sample_pixel_values") {
+            let encoder = ImageEncoder::from_pretrained(golden.dir()).expect(&golden.name);
+            let inputs = [golden.path.join("sample.png").into()];
+            let pixels = encoder.processor().pixel_values(&inputs, encoder.device()).expect(&golden.name);
+            let error = relative_error(&pixels, expected);
+            assert!(error < 1e-6, "{}: pixel values differ by {error:.1e}", golden.name);
+        }
+        if let (Some(texts), Some(ids)) = (facts["sample_texts"].as_array(), facts["sample_input_ids"].as_array()) {
+            let texts: Vec<&str> = texts.iter().map(|t| t.as_str().expect("a text")).collect();
+            let encoder = TextEncoder::from_pretrained(golden.dir()).expect(&golden.name);
+            let tokens = encoder.tokenize(&texts).expect(&golden.name);
+            for (i, row) in ids.iter().enumerate() {
+                let row: Vec<u32> =
+                    row.as_array().expect("ids").iter().map(|v| v.as_u64().expect("id") as u32).collect();
+                assert_eq!(tokens.row(i), Some(&row[..]), "{}: {:?}", golden.name, texts[i]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_equals_its_rows_and_padding_changes_nothing() {
+    for golden in Golden::all() {
+        let loaded = Loader::new().load(golden.dir()).expect(&golden.name);
+        let (text, image) = match &loaded {
+            Loaded::Clip(model) => (Some(model.text_encoder()), Some(model.image_encoder())),
+            Loaded::Text(encoder) => (Some(&**encoder), None),
+            Loaded::Image(encoder) => (None, Some(&**encoder)),
+        };
+        if let Some(encoder) = image {
+            let pixels = golden.pixels();
+            let all = encoder.pooled(pixels).expect(&golden.name);
+            for i in 0..pixels.dim(0).expect("a batch") {
+                let alone = encoder.pooled(&pixels.narrow(0, i, 1).expect("row")).expect(&golden.name);
+                let error = relative_error(&alone, &all.narrow(0, i, 1).expect("row"));
+                assert!(error < 1e-5, "{}: image {i} alone differs by {error:.1e}", golden.name);
+            }
+        }
+        if let Some(encoder) = text {
+            let tokens = golden.tokens();
+            let all = encoder.pooled(&tokens).expect(&golden.name);
+            for i in 0..tokens.batch() {
+                // One row alone, without its padding.
+                let kept = tokens.kept_lengths()[i];
+                let ids = tokens.row(i).expect("row")[..kept].to_vec();
+                let alone = diptych::text::TokenBatch::from_rows(&[ids], 0).expect("row");
+                let error =
+                    relative_error(&encoder.pooled(&alone).expect(&golden.name), &all.narrow(0, i, 1).expect("row"));
+                assert!(error < 1e-5, "{}: text {i} alone differs by {error:.1e}", golden.name);
+            }
+        }
+    }
+}

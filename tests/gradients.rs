@@ -1,0 +1,108 @@
+//! Every architecture and every freeze setting: each trainable parameter gets a finite gradient, non-zero except where
+//! mathematics makes it zero; each frozen one gets none.
+
+mod common;
+
+use common::Golden;
+use diptych::candle::{DType, Tensor};
+use diptych::loss::ClipLoss;
+use diptych::{ClipModel, Loaded, Loader};
+
+/// Softmax over keys does not change when every key's score moves by the same amount, so a key's bias has no gradient.
+fn is_zero_by_mathematics(name: &str) -> bool {
+    name.ends_with("k_proj.bias")
+}
+
+fn largest(t: &Tensor) -> f64 {
+    t.abs().and_then(|t| t.flatten_all()?.max(0)?.to_dtype(DType::F64)?.to_scalar()).expect("values")
+}
+
+/// Backward of `objective`, then the rule for each of `parameters`.
+fn check(what: &str, objective: &Tensor, parameters: &diptych::weights::Parameters, trainable: impl Fn(&str) -> bool) {
+    let gradients = objective.backward().expect(what);
+    for (name, tensor) in parameters.iter() {
+        let gradient = gradients.get(tensor);
+        if !trainable(name) {
+            assert!(gradient.is_none(), "{what}: frozen {name} got a gradient");
+            continue;
+        }
+        let gradient = gradient.unwrap_or_else(|| panic!("{what}: {name} got no gradient"));
+        assert_eq!(gradient.dims(), tensor.dims(), "{what}: {name}");
+        let size = largest(gradient);
+        assert!(size.is_finite(), "{what}: {name} got a gradient that is not finite");
+        if is_zero_by_mathematics(name) {
+            assert!(size < 1e-4, "{what}: {name} should get a zero gradient, got {size}");
+        } else {
+            assert!(size > 1e-12, "{what}: {name} got a zero gradient");
+        }
+    }
+}
+
+/// A sum with uneven weights, so that no symmetry hides a missing term.
+fn objective(t: &Tensor) -> Tensor {
+    let count = t.elem_count();
+    let weights: Vec<f32> = (0..count).map(|i| ((i * 37 + 11) % 23) as f32 / 7.0 - 1.4).collect();
+    let weights = Tensor::from_vec(weights, t.dims(), t.device()).expect("weights");
+    (t * weights).and_then(|t| t.sum_all()).expect("a sum")
+}
+
+#[test]
+fn every_tower_gets_all_its_gradients() {
+    for golden in Golden::all() {
+        match Loader::new().load(golden.dir()).expect(&golden.name) {
+            Loaded::Clip(_) => {}
+            Loaded::Text(encoder) => {
+                let pooled = encoder.pooled(&golden.tokens()).expect(&golden.name);
+                check(&golden.name, &objective(&pooled), encoder.parameters(), |_| true);
+            }
+            Loaded::Image(encoder) => {
+                let pooled = encoder.pooled(golden.pixels()).expect(&golden.name);
+                check(&golden.name, &objective(&pooled), encoder.parameters(), |_| true);
+            }
+        }
+    }
+}
+
+#[test]
+fn token_level_outputs_have_gradients_too() {
+    for golden in Golden::all() {
+        if let Loaded::Text(encoder) = Loader::new().load(golden.dir()).expect(&golden.name) {
+            let output = encoder.forward(&golden.tokens(), diptych::towers::Collect::Last).expect(&golden.name);
+            let parameters = encoder.parameters();
+            check(&golden.name, &objective(&output.last_hidden_state), parameters, |_| true);
+        }
+    }
+}
+
+#[test]
+fn every_freeze_setting_trains_what_it_says_and_nothing_else() {
+    type Rule = fn(&str) -> bool;
+    let settings: [(&str, Rule); 6] = [
+        ("nothing frozen", |_| true),
+        ("text frozen", |name| !name.starts_with("text_model.")),
+        ("image frozen", |name| !name.starts_with("vision_model.")),
+        ("both frozen", |name| !name.starts_with("vision_model.") && !name.starts_with("text_model.")),
+        ("embeddings frozen", |name| !name.contains(".embeddings.")),
+        ("scale and heads frozen", |name| name.contains("_model.")),
+    ];
+    for golden in Golden::all() {
+        let Loaded::Clip(model) = Loader::new().load(golden.dir()).expect(&golden.name) else { continue };
+        for origin in [false, true] {
+            let model = if origin {
+                let (text, image) = (model.text_encoder().clone(), model.image_encoder().clone());
+                ClipModel::from_encoders(text, image, 16).expect(&golden.name)
+            } else {
+                (*model).clone()
+            };
+            for (setting, rule) in settings {
+                let model = model.clone().with_trainable(rule).expect(&golden.name);
+                let output = model.forward(golden.pixels(), &golden.tokens()).expect(&golden.name);
+                let loss = ClipLoss
+                    .forward(&output.image_embeds, &output.text_embeds, &output.logit_scale)
+                    .expect(&golden.name);
+                let what = format!("{}, origin {origin}, {setting}", golden.name);
+                check(&what, &loss, &model.parameters(), rule);
+            }
+        }
+    }
+}
