@@ -250,18 +250,19 @@ def outputs(model, text, image):
 
 
 def write(model, *, name, tokenizer=None, processor=None, combined=None, rename=None, image_size=(8, 8),
-          interpolate=False, load={}, **save):
+          interpolate=False, half=False, load={}, **save):
     """Writes the folder `name`, loads it again, and asks both models for the same numbers.
 
     `combined`: a processor class that saves tokenizer and image processor together. `rename`: from the tensors as saved
-    to the tensors as this folder shall hold them. `load`: arguments to read it back. `save`: arguments to write it.
+    to the tensors as this folder shall hold them. `half`: save f16; the numbers come from the rounded weights, in f32.
+    `load`: arguments to read it back. `save`: arguments to write it.
     """
     torch.manual_seed(zlib.crc32(name.encode()))
     folder = GOLDEN / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     randomise(model)
-    if name == "clip_f16":
+    if half:
         model.half()
     model.save_pretrained(folder, **save)
     if rename:
@@ -342,8 +343,7 @@ def bert_mlm():
 def bert_gamma():
     """As the first BERT files: gamma and beta, the prefix, the pooler, pre-training heads, and a position buffer."""
     def rename(tensors):
-        spelled = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
-        for new, old in spelled.items():
+        for new, old in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
             tensors = {key.replace(new, old): value for key, value in tensors.items()}
         return {**tensors, "bert.embeddings.position_ids": torch.arange(CONTEXT).unsqueeze(0)}
 
@@ -464,7 +464,7 @@ def clip_gelu_eos2():
 
 @golden
 def clip_f16():
-    write_clip("clip_f16")
+    write_clip("clip_f16", half=True)
 
 
 @golden
@@ -492,17 +492,20 @@ def clip_text_v4():
 
 @golden
 def clip_vision():
+    """Tensor names as transformers 5 writes them for a vision tower alone: without a prefix."""
     write_clip("clip_vision", tf.CLIPVisionModel(tf.CLIPVisionConfig(**clip_vision_size())), tokenizer=None)
 
 
 @golden
 def clip_vision_projection():
-    write_clip("clip_vision_projection", tf.CLIPVisionModelWithProjection(tf.CLIPVisionConfig(**clip_vision_size())), tokenizer=None)
+    model = tf.CLIPVisionModelWithProjection(tf.CLIPVisionConfig(**clip_vision_size()))
+    write_clip("clip_vision_projection", model, tokenizer=None)
 
 
 @golden
 def clip_text_projection():
-    write_clip("clip_text_projection", tf.CLIPTextModelWithProjection(tf.CLIPTextConfig(**clip_text_size())), processor=None)
+    model = tf.CLIPTextModelWithProjection(tf.CLIPTextConfig(**clip_text_size()))
+    write_clip("clip_text_projection", model, processor=None)
 
 
 # ------------------------------------------------------------------------------------------ VisionTextDualEncoderModel
