@@ -1,0 +1,334 @@
+//! Image files, bytes and decoded images to 8-bit RGB.
+//!
+//! JPEG, PNG, WebP, GIF (its first frame) and BMP. The size that the header states is checked against
+//! [`DecodeOptions::max_pixels`] before memory is taken for it; a truncated file is an error, and so is a panic inside a
+//! decoder. What becomes of transparency is the processor's choice, see [`Transparency`].
+
+use std::borrow::Cow;
+use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use ::image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, Rgb, RgbImage};
+
+use super::config::Transparency;
+use crate::{Error, Result};
+
+/// Where an image comes from: anything that converts into this is accepted where an image is wanted.
+#[derive(Debug, Clone)]
+pub enum ImageInput {
+    /// A file.
+    Path(PathBuf),
+    /// The contents of a file.
+    Bytes(Vec<u8>),
+    /// An image that is decoded already; its orientation is taken as it is.
+    Decoded(DynamicImage),
+}
+
+/// How files are decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecodeOptions {
+    /// Most pixels an image may have; a file that states more is an error before anything is allocated.
+    pub max_pixels: u64,
+    /// Whether the camera's orientation is applied.
+    pub orientation: Orientation,
+}
+
+/// What becomes of the orientation that a camera notes in the EXIF data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Orientation {
+    /// The image is turned upright.
+    #[default]
+    Exif,
+    /// The pixels stay as they are stored.
+    AsStored,
+}
+
+impl Default for DecodeOptions {
+    /// Pillow's limit (it refuses more pixels as a decompression bomb), upright images.
+    fn default() -> Self {
+        Self { max_pixels: 178_956_970, orientation: Orientation::Exif }
+    }
+}
+
+impl ImageInput {
+    /// What errors call this image: its path, or its place among the `index` + 1 first ones of a call.
+    pub(crate) fn name(&self, index: Option<usize>) -> String {
+        match (self, index) {
+            (Self::Path(path), _) => path.display().to_string(),
+            (_, Some(index)) => format!("at index {index}"),
+            (Self::Bytes(bytes), None) => format!("given as {} bytes", bytes.len()),
+            (Self::Decoded(_), None) => "given as decoded pixels".to_owned(),
+        }
+    }
+}
+
+impl From<&str> for ImageInput {
+    fn from(path: &str) -> Self {
+        Self::Path(path.into())
+    }
+}
+
+impl From<String> for ImageInput {
+    fn from(path: String) -> Self {
+        Self::Path(path.into())
+    }
+}
+
+impl From<&String> for ImageInput {
+    fn from(path: &String) -> Self {
+        Self::Path(path.into())
+    }
+}
+
+impl From<&Path> for ImageInput {
+    fn from(path: &Path) -> Self {
+        Self::Path(path.into())
+    }
+}
+
+impl From<PathBuf> for ImageInput {
+    fn from(path: PathBuf) -> Self {
+        Self::Path(path)
+    }
+}
+
+impl From<&PathBuf> for ImageInput {
+    fn from(path: &PathBuf) -> Self {
+        Self::Path(path.clone())
+    }
+}
+
+impl From<Vec<u8>> for ImageInput {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+impl From<&[u8]> for ImageInput {
+    fn from(bytes: &[u8]) -> Self {
+        Self::Bytes(bytes.to_vec())
+    }
+}
+
+impl From<DynamicImage> for ImageInput {
+    fn from(image: DynamicImage) -> Self {
+        Self::Decoded(image)
+    }
+}
+
+impl From<RgbImage> for ImageInput {
+    fn from(image: RgbImage) -> Self {
+        Self::Decoded(image.into())
+    }
+}
+
+impl From<&ImageInput> for ImageInput {
+    fn from(input: &ImageInput) -> Self {
+        input.clone()
+    }
+}
+
+/// Decodes `input` with its own channels and bit depth; the orientation is applied as `options` say.
+///
+/// # Errors
+/// If the file cannot be read, is no image of a known format, is truncated or damaged, or states more than
+/// `options.max_pixels` pixels. The error names the file.
+pub fn decode(input: &ImageInput, options: &DecodeOptions) -> Result<DynamicImage> {
+    decode_named(input, &input.name(None), options).map(Cow::into_owned)
+}
+
+/// Decodes `input` to 8-bit RGB; errors call it `name`.
+pub(crate) fn decode_rgb<'a>(
+    input: &'a ImageInput,
+    name: &str,
+    options: &DecodeOptions,
+    transparency: Transparency,
+) -> Result<Cow<'a, RgbImage>> {
+    Ok(match decode_named(input, name, options)? {
+        Cow::Borrowed(DynamicImage::ImageRgb8(image)) => Cow::Borrowed(image),
+        Cow::Owned(DynamicImage::ImageRgb8(image)) => Cow::Owned(image),
+        image => Cow::Owned(to_rgb(&image, transparency)),
+    })
+}
+
+fn decode_named<'a>(input: &'a ImageInput, name: &str, options: &DecodeOptions) -> Result<Cow<'a, DynamicImage>> {
+    let image = match input {
+        ImageInput::Path(path) => Cow::Owned(decode_bytes(&read(path, name, options)?, name, options)?),
+        ImageInput::Bytes(bytes) => Cow::Owned(decode_bytes(bytes, name, options)?),
+        ImageInput::Decoded(image) => Cow::Borrowed(image),
+    };
+    if image.width() == 0 || image.height() == 0 {
+        return Err(Error::image(name, "it has no pixels"));
+    }
+    Ok(image)
+}
+
+fn read(path: &Path, name: &str, options: &DecodeOptions) -> Result<Vec<u8>> {
+    let metadata = std::fs::metadata(path).map_err(|error| Error::image(name, error))?;
+    // A pipe or device might never end.
+    if !metadata.is_file() {
+        let what = if metadata.is_dir() { "a folder" } else { "a pipe or device" };
+        return Err(Error::image(name, format!("it is {what}, not an image file")));
+    }
+    // No format needs more for a pixel than four 16-bit channels; the rest leaves room for metadata.
+    let most = options.max_pixels.saturating_mul(8).saturating_add(64 << 20);
+    if metadata.len() > most {
+        let size = metadata.len();
+        return Err(Error::image(
+            name,
+            format!("the file has {size} bytes, more than an image within the pixel limit needs"),
+        ));
+    }
+    std::fs::read(path).map_err(|error| Error::image(name, error))
+}
+
+fn decode_bytes(bytes: &[u8], name: &str, options: &DecodeOptions) -> Result<DynamicImage> {
+    catch_unwind(AssertUnwindSafe(|| decode_unguarded(bytes, options)))
+        .unwrap_or_else(|_| Err("it is damaged (the decoder gave up on it)".to_owned()))
+        .map_err(|message| Error::image(name, message))
+}
+
+fn decode_unguarded(bytes: &[u8], options: &DecodeOptions) -> std::result::Result<DynamicImage, String> {
+    if bytes.is_empty() {
+        return Err("it is empty".to_owned());
+    }
+    let unknown = || "it is not an image this crate reads (JPEG, PNG, WebP, GIF, BMP)".to_owned();
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|_| unknown())?;
+    if reader.format() == Some(::image::ImageFormat::Jpeg) && jpeg_is_truncated(bytes) {
+        return Err("the file is truncated".to_owned());
+    }
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(options.max_pixels.saturating_mul(8));
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(|error| match error {
+        ImageError::Unsupported(_) => unknown(),
+        error => describe(&error),
+    })?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > options.max_pixels {
+        let most = options.max_pixels;
+        return Err(format!("its {height}×{width} pixels are more than the limit of {most} (`max_pixels`)"));
+    }
+    let orientation = match options.orientation {
+        Orientation::AsStored => ::image::metadata::Orientation::NoTransforms,
+        // Unreadable EXIF data is no reason to refuse readable pixels.
+        Orientation::Exif => decoder.orientation().unwrap_or(::image::metadata::Orientation::NoTransforms),
+    };
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| describe(&error))?;
+    image.apply_orientation(orientation);
+    Ok(image)
+}
+
+fn describe(error: &ImageError) -> String {
+    match error {
+        ImageError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            "the file is truncated".to_owned()
+        }
+        ImageError::Limits(_) => "decoding it needs more memory than `max_pixels` allows".to_owned(),
+        error => format!("it cannot be decoded: {error}"),
+    }
+}
+
+/// Whether a JPEG file ends before its end-of-image marker. The decoder itself fills the missing part with grey.
+fn jpeg_is_truncated(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(&byte) = bytes.get(at) {
+        let marker = bytes.get(at + 1).copied();
+        at += match (byte, marker) {
+            (0xff, Some(0xd9)) => return false,
+            // Inside compressed data: an escaped 255, a restart, or fill bytes.
+            (0xff, Some(0x00 | 0x01 | 0xd0..=0xd8)) => 2,
+            (0xff, Some(0xff)) => 1,
+            // Any other marker starts a segment that states its length.
+            (0xff, Some(_)) => match bytes.get(at + 2..at + 4) {
+                Some(length) => 2 + usize::from(u16::from_be_bytes([length[0], length[1]])),
+                None => return true,
+            },
+            _ => 1,
+        };
+    }
+    true
+}
+
+/// Eight bits and three channels: grey is repeated, 16 bits keep the upper 8 (as Pillow reads 16-bit colour).
+fn to_rgb(image: &DynamicImage, transparency: Transparency) -> RgbImage {
+    let (width, height) = (image.width(), image.height());
+    let high = |value: u16| (value >> 8) as u8;
+    let flat = |colour: [u8; 3], alpha: u8| {
+        Rgb(match transparency {
+            Transparency::OnWhite => colour.map(|value| on_white(value, alpha)),
+            Transparency::Dropped => colour,
+        })
+    };
+    let build = |pixel: &dyn Fn(u32, u32) -> Rgb<u8>| RgbImage::from_fn(width, height, pixel);
+    match image {
+        DynamicImage::ImageRgb8(image) => image.clone(),
+        DynamicImage::ImageLuma8(image) => build(&|x, y| Rgb([image.get_pixel(x, y).0[0]; 3])),
+        DynamicImage::ImageLumaA8(image) => build(&|x, y| {
+            let [grey, alpha] = image.get_pixel(x, y).0;
+            flat([grey; 3], alpha)
+        }),
+        DynamicImage::ImageLuma16(image) => build(&|x, y| Rgb([high(image.get_pixel(x, y).0[0]); 3])),
+        DynamicImage::ImageLumaA16(image) => build(&|x, y| {
+            let [grey, alpha] = image.get_pixel(x, y).0.map(high);
+            flat([grey; 3], alpha)
+        }),
+        DynamicImage::ImageRgb16(image) => build(&|x, y| Rgb(image.get_pixel(x, y).0.map(high))),
+        DynamicImage::ImageRgba16(image) => build(&|x, y| {
+            let [r, g, b, alpha] = image.get_pixel(x, y).0.map(high);
+            flat([r, g, b], alpha)
+        }),
+        other => {
+            let image = other.to_rgba8();
+            build(&|x, y| {
+                let [r, g, b, alpha] = image.get_pixel(x, y).0;
+                flat([r, g, b], alpha)
+            })
+        }
+    }
+}
+
+/// `value` with opacity `alpha` over white, in the fixed-point arithmetic of Pillow's `alpha_composite`.
+fn on_white(value: u8, alpha: u8) -> u8 {
+    let (value, alpha) = (u32::from(value), u32::from(alpha));
+    // 7 bits below the point, then a division by 255 that rounds to nearest.
+    let sum = (value * alpha + 255 * (255 - alpha) + 128) << 7;
+    ((((sum >> 8) + sum) >> 8) >> 7) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_opacity_keeps_the_colour_and_none_gives_white() {
+        for value in 0..=255 {
+            assert_eq!(on_white(value, 255), value);
+            assert_eq!(on_white(value, 0), 255);
+        }
+        assert_eq!(on_white(0, 128), 127);
+    }
+
+    #[test]
+    fn sixteen_bits_keep_the_upper_eight() {
+        let grey = ::image::ImageBuffer::from_pixel(1, 1, ::image::Luma([0x12ff_u16]));
+        assert_eq!(to_rgb(&grey.into(), Transparency::OnWhite).get_pixel(0, 0).0, [0x12; 3]);
+    }
+
+    #[test]
+    fn transparency_is_laid_on_white_or_dropped() {
+        let image = DynamicImage::from(::image::RgbaImage::from_pixel(1, 1, ::image::Rgba([10, 20, 30, 0])));
+        assert_eq!(to_rgb(&image, Transparency::OnWhite).get_pixel(0, 0).0, [255; 3]);
+        assert_eq!(to_rgb(&image, Transparency::Dropped).get_pixel(0, 0).0, [10, 20, 30]);
+    }
+
+    #[test]
+    fn the_end_of_a_thumbnail_inside_a_segment_is_not_the_end_of_the_image() {
+        let whole = [0xff, 0xd8, 0xff, 0xe1, 0, 4, 0xff, 0xd9, 0xff, 0xda, 0, 2, 1, 0xff, 0, 2, 0xff, 0xd9];
+        assert!(!jpeg_is_truncated(&whole));
+        for end in 0..whole.len() {
+            assert!(jpeg_is_truncated(&whole[..end]), "cut at {end}");
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! Resampling of 8-bit RGB images, equal to Pillow's `Image.resize` byte for byte.
+//!
+//! Every output pixel is a weighted mean of the input pixels under a filter that is stretched by the reduction factor:
+//! `out[x] = Σ w[x,i]·in[i]`, with weights rounded to 22-bit fixed point, first along the rows, then along the columns,
+//! and rounded to 8 bits in between. An axis whose length stays as it is gets no pass. `Filter::Nearest` takes the pixel
+//! under the centre instead.
+//!
+//! Reference: Pillow 13, `src/libImaging/Resample.c` and `Geometry.c` (for the nearest pixel).
+
+use std::borrow::Cow;
+
+use ::image::RgbImage;
+use serde::{Deserialize, Serialize};
+
+use super::config::ImageSize;
+use crate::{Error, Result};
+
+/// Weights are integers in units of 2⁻²²: 32 bits less 8 for the pixel and 2 for sums below 0 and above 1.
+const PRECISION_BITS: u32 = 32 - 8 - 2;
+
+/// One half, in the units of the sums: what makes the final shift round to nearest.
+const HALF: i32 = 1 << (PRECISION_BITS - 1);
+
+/// The resampling filters of Pillow (`PIL.Image.Resampling`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Filter {
+    /// The pixel under the centre; Pillow's 0.
+    Nearest,
+    /// Truncated sinc over six pixels; Pillow's 1.
+    Lanczos,
+    /// Linear over two pixels; Pillow's 2.
+    Bilinear,
+    /// Cubic convolution with a = −0.5 over four pixels; Pillow's 3.
+    Bicubic,
+    /// The mean over the pixel's area; Pillow's 4.
+    Box,
+    /// Hamming-windowed sinc over two pixels; Pillow's 5.
+    Hamming,
+}
+
+impl Filter {
+    /// The filter with the given number in Pillow, as `resample` in a `preprocessor_config.json` has it.
+    #[must_use]
+    pub fn from_pillow(number: u64) -> Option<Self> {
+        [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming]
+            .into_iter()
+            .find(|filter| u64::from(filter.pillow()) == number)
+    }
+
+    /// The filter's number in Pillow.
+    #[must_use]
+    pub fn pillow(self) -> u8 {
+        match self {
+            Self::Nearest => 0,
+            Self::Lanczos => 1,
+            Self::Bilinear => 2,
+            Self::Bicubic => 3,
+            Self::Box => 4,
+            Self::Hamming => 5,
+        }
+    }
+
+    /// Half the filter's width in pixels, before it is stretched.
+    fn support(self) -> f64 {
+        match self {
+            Self::Nearest | Self::Box => 0.5,
+            Self::Bilinear | Self::Hamming => 1.0,
+            Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
+        }
+    }
+
+    /// The filter's weight at distance `x`, in pixels, from its centre.
+    fn weight(self, x: f64) -> f64 {
+        let distance = x.abs();
+        match self {
+            // The interval is half open, so that a pixel on the border of two outputs counts once.
+            Self::Nearest | Self::Box => f64::from(u8::from(x > -0.5 && x <= 0.5)),
+            Self::Bilinear => (1.0 - distance).max(0.0),
+            Self::Hamming if distance >= 1.0 => 0.0,
+            // Pillow writes the window's constants in single precision, and the difference reaches the bytes.
+            Self::Hamming => {
+                sinc(distance) * (f64::from(0.54_f32) + f64::from(0.46_f32) * (distance * std::f64::consts::PI).cos())
+            }
+            Self::Bicubic => cubic(distance),
+            Self::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
+            Self::Lanczos => 0.0,
+        }
+    }
+}
+
+fn sinc(x: f64) -> f64 {
+    if x == 0.0 {
+        return 1.0;
+    }
+    let angle = x * std::f64::consts::PI;
+    angle.sin() / angle
+}
+
+/// Keys' cubic convolution kernel with a = −0.5.
+fn cubic(distance: f64) -> f64 {
+    const A: f64 = -0.5;
+    if distance < 1.0 {
+        ((A + 2.0) * distance - (A + 3.0)) * distance * distance + 1.0
+    } else if distance < 2.0 {
+        (((distance - 5.0) * distance + 8.0) * distance - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+/// A rectangle of pixels inside an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Window {
+    pub(crate) top: u32,
+    pub(crate) left: u32,
+    pub(crate) height: u32,
+    pub(crate) width: u32,
+}
+
+impl Window {
+    pub(crate) fn whole(size: ImageSize) -> Self {
+        Self { top: 0, left: 0, height: size.height, width: size.width }
+    }
+}
+
+/// `image` resized to `size` with `filter`, as `PIL.Image.resize` does it.
+///
+/// # Shapes
+/// (H,W,3) → (`size.height`, `size.width`, 3), 8 bits a channel.
+///
+/// # Errors
+/// If `image` or `size` has no pixels.
+pub fn resize(image: &RgbImage, size: ImageSize, filter: Filter) -> Result<RgbImage> {
+    if image.width() == 0 || image.height() == 0 {
+        return Err(Error::argument("image", "an image without pixels cannot be resized"));
+    }
+    if size.height == 0 || size.width == 0 {
+        return Err(Error::argument("size", format!("{size} has no pixels; give a height and a width of at least 1")));
+    }
+    resize_window(image, size, filter, Window::whole(size))
+}
+
+/// The part `window` of `image` resized to `size`; the rest is never computed.
+///
+/// `image` and `size` must have pixels, and `window` must lie inside `size`.
+pub(crate) fn resize_window(image: &RgbImage, size: ImageSize, filter: Filter, window: Window) -> Result<RgbImage> {
+    let horizontal = Axis { input: image.width(), output: size.width, start: window.left, length: window.width };
+    let vertical = Axis { input: image.height(), output: size.height, start: window.top, length: window.height };
+    let bytes = if filter == Filter::Nearest {
+        nearest(image, horizontal, vertical)
+    } else {
+        let columns = Weights::new(horizontal, filter);
+        // Square images reduced to squares, and all others that keep both lengths, need the weights once.
+        let rows =
+            if vertical == horizontal { Cow::Borrowed(&columns) } else { Cow::Owned(Weights::new(vertical, filter)) };
+        convolve(image, &columns, &rows)
+    };
+    RgbImage::from_raw(window.width, window.height, bytes)
+        .ok_or_else(|| Error::argument("size", format!("an image of {size} pixels does not fit into memory")))
+}
+
+/// One axis of a resize: its length before and after, and which part of the result is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Axis {
+    input: u32,
+    output: u32,
+    start: u32,
+    length: u32,
+}
+
+impl Axis {
+    /// Input pixels an output pixel.
+    fn scale(self) -> f64 {
+        f64::from(self.input) / f64::from(self.output)
+    }
+
+    /// For every wanted output pixel the input pixel under its centre.
+    fn nearest(self) -> Vec<usize> {
+        let scale = self.scale();
+        // Summed up step by step, not multiplied: the rounding errors of the sum decide ties as they do in Pillow.
+        let mut position = scale * 0.5;
+        let mut indices = Vec::with_capacity(self.length as usize);
+        for output in 0..self.start + self.length {
+            if output >= self.start {
+                indices.push((position as usize).min(self.input as usize - 1));
+            }
+            position += scale;
+        }
+        indices
+    }
+}
+
+/// The weights of one axis: for every output pixel a run of input pixels.
+#[derive(Debug, Clone)]
+struct Weights {
+    /// First input pixel and number of input pixels of each output pixel.
+    runs: Vec<(usize, usize)>,
+    /// `stride` weights an output pixel.
+    weights: Vec<i32>,
+    stride: usize,
+}
+
+impl Weights {
+    fn new(axis: Axis, filter: Filter) -> Self {
+        if axis.input == axis.output {
+            let runs = (axis.start..axis.start + axis.length).map(|x| (x as usize, 1)).collect::<Vec<_>>();
+            return Self { weights: vec![1 << PRECISION_BITS; runs.len()], runs, stride: 1 };
+        }
+        let scale = axis.scale();
+        let stretch = scale.max(1.0);
+        let support = filter.support() * stretch;
+        let stride = support.ceil() as usize * 2 + 1;
+        let mut runs = Vec::with_capacity(axis.length as usize);
+        let mut weights = vec![0; axis.length as usize * stride];
+        let mut exact = Vec::with_capacity(stride);
+        for (output, row) in (axis.start..).zip(weights.chunks_exact_mut(stride)) {
+            let center = (f64::from(output) + 0.5) * scale;
+            let start = (center - support + 0.5).max(0.0) as usize;
+            let end = ((center + support + 0.5) as usize).min(axis.input as usize);
+            exact.clear();
+            exact.extend((start..end).map(|x| filter.weight((x as f64 - center + 0.5) * (1.0 / stretch))));
+            let total = exact.iter().sum::<f64>();
+            for (weight, &exact) in row.iter_mut().zip(&exact) {
+                *weight = fixed_point(if total == 0.0 { exact } else { exact / total });
+            }
+            runs.push((start, end - start));
+        }
+        Self { runs, weights, stride }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
+        self.runs.iter().zip(self.weights.chunks_exact(self.stride)).map(|(&(start, n), row)| (start, &row[..n]))
+    }
+
+    /// Whether this axis only moves pixels.
+    fn is_copy(&self) -> bool {
+        self.stride == 1
+    }
+}
+
+/// Rounded to the nearest multiple of 2⁻²², halves away from zero.
+fn fixed_point(weight: f64) -> i32 {
+    let scaled = weight * f64::from(1_u32 << PRECISION_BITS);
+    (if scaled < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
+}
+
+fn to_u8(sum: i32) -> u8 {
+    (sum >> PRECISION_BITS).clamp(0, 255) as u8
+}
+
+/// Both passes. Only the rows that the second pass reads go through the first.
+fn convolve(image: &RgbImage, columns: &Weights, rows: &Weights) -> Vec<u8> {
+    let first_row = rows.runs.iter().map(|&(start, _)| start).min().unwrap_or(0);
+    let last_row = rows.runs.iter().map(|&(start, n)| start + n).max().unwrap_or(0);
+    let input_stride = image.width() as usize * 3;
+    let output_stride = columns.runs.len() * 3;
+    let input = &image.as_raw()[first_row * input_stride..last_row * input_stride];
+    let mut narrow = vec![0; (last_row - first_row) * output_stride];
+    for (row, out) in input.chunks_exact(input_stride).zip(narrow.chunks_exact_mut(output_stride.max(1))) {
+        if columns.is_copy() {
+            let start = columns.runs.first().map_or(0, |&(start, _)| start * 3);
+            out.copy_from_slice(&row[start..start + out.len()]);
+        } else {
+            horizontal(row, columns, out);
+        }
+    }
+    if rows.is_copy() {
+        return narrow;
+    }
+    let mut output = vec![0; rows.runs.len() * output_stride];
+    for ((start, weights), out) in rows.iter().zip(output.chunks_exact_mut(output_stride.max(1))) {
+        vertical(&narrow[(start - first_row) * output_stride..], weights, out);
+    }
+    output
+}
+
+/// One row: every output pixel is the weighted sum of its run of input pixels.
+fn horizontal(row: &[u8], columns: &Weights, out: &mut [u8]) {
+    for ((start, weights), out) in columns.iter().zip(out.chunks_exact_mut(3)) {
+        let mut sums = [HALF; 3];
+        for (pixel, &weight) in row[start * 3..].chunks_exact(3).zip(weights) {
+            for (sum, &value) in sums.iter_mut().zip(pixel) {
+                *sum += i32::from(value) * weight;
+            }
+        }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = to_u8(sum);
+        }
+    }
+}
+
+/// One output row: the weighted sum of the first `weights.len()` rows, a stretch of columns at a time so that the sums
+/// stay in registers.
+fn vertical(rows: &[u8], weights: &[i32], out: &mut [u8]) {
+    const LANES: usize = 32;
+    let stride = out.len();
+    let mut stretches = out.chunks_exact_mut(LANES);
+    let mut column = 0;
+    for out in &mut stretches {
+        let mut sums = [HALF; LANES];
+        for (row, &weight) in rows.chunks_exact(stride).zip(weights) {
+            for (sum, &value) in sums.iter_mut().zip(&row[column..column + LANES]) {
+                *sum += i32::from(value) * weight;
+            }
+        }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = to_u8(sum);
+        }
+        column += LANES;
+    }
+    for (offset, out) in stretches.into_remainder().iter_mut().enumerate() {
+        let column = rows.iter().skip(column + offset).step_by(stride);
+        *out = to_u8(column.zip(weights).fold(HALF, |sum, (&value, &weight)| sum + i32::from(value) * weight));
+    }
+}
+
+fn nearest(image: &RgbImage, horizontal: Axis, vertical: Axis) -> Vec<u8> {
+    let columns = horizontal.nearest();
+    let stride = image.width() as usize * 3;
+    let mut output = Vec::with_capacity(vertical.length as usize * columns.len() * 3);
+    for y in vertical.nearest() {
+        let row = &image.as_raw()[y * stride..(y + 1) * stride];
+        for x in &columns {
+            output.extend_from_slice(&row[x * 3..x * 3 + 3]);
+        }
+    }
+    output
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(width: u32, height: u32) -> RgbImage {
+        let mut state = 1_u32;
+        RgbImage::from_fn(width, height, |_, _| {
+            ::image::Rgb([(); 3].map(|()| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            }))
+        })
+    }
+
+    const FILTERS: [Filter; 6] =
+        [Filter::Nearest, Filter::Lanczos, Filter::Bilinear, Filter::Bicubic, Filter::Box, Filter::Hamming];
+
+    #[test]
+    fn a_window_of_the_result_is_the_same_part_of_the_whole_result() {
+        let image = noise(53, 37);
+        let size = ImageSize { height: 61, width: 24 };
+        let window = Window { top: 7, left: 3, height: 40, width: 17 };
+        for filter in FILTERS {
+            let whole = resize(&image, size, filter).unwrap();
+            let part = resize_window(&image, size, filter, window).unwrap();
+            for (x, y, pixel) in part.enumerate_pixels() {
+                assert_eq!(pixel, whole.get_pixel(x + window.left, y + window.top), "{filter:?} at {x},{y}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unchanged_size_gives_the_same_bytes() {
+        let image = noise(19, 23);
+        for filter in FILTERS {
+            assert_eq!(resize(&image, ImageSize { height: 23, width: 19 }, filter).unwrap(), image, "{filter:?}");
+        }
+    }
+
+    #[test]
+    fn one_colour_stays_that_colour() {
+        let image = RgbImage::from_pixel(31, 12, ::image::Rgb([0, 128, 255]));
+        for filter in FILTERS {
+            let small = resize(&image, ImageSize { height: 5, width: 50 }, filter).unwrap();
+            assert!(small.pixels().all(|pixel| pixel.0 == [0, 128, 255]), "{filter:?}");
+        }
+    }
+
+    #[test]
+    fn pillow_numbers_go_both_ways() {
+        for number in 0..6 {
+            assert_eq!(Filter::from_pillow(number).map(|f| u64::from(f.pillow())), Some(number));
+        }
+        assert_eq!(Filter::from_pillow(6), None);
+    }
+
+    #[test]
+    fn sizes_without_pixels_are_errors() {
+        let none = ImageSize { height: 0, width: 4 };
+        assert!(resize(&noise(3, 3), none, Filter::Box).unwrap_err().to_string().starts_with("size: "));
+        let some = ImageSize { height: 4, width: 4 };
+        assert!(resize(&RgbImage::new(0, 3), some, Filter::Box).unwrap_err().to_string().starts_with("image: "));
+    }
+}
