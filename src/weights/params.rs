@@ -98,6 +98,11 @@ impl Params {
         self.source.contains(&self.full(name))
     }
 
+    /// Notes a problem that [`Params::finish`] is to report with the others, such as a tensor of the file that nobody asked for.
+    pub fn note_problem(&self, problem: impl Into<String>) {
+        self.lock().problems.push(problem.into());
+    }
+
     /// Ends the building: all parameters by full name, or one error that lists every problem.
     ///
     /// # Errors
@@ -166,7 +171,9 @@ impl Parameters {
     /// Puts `prefix.` in front of every name.
     #[must_use]
     pub fn prefixed(&self, prefix: &str) -> Self {
-        Self { tensors: self.tensors.iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor.clone())).collect() }
+        Self {
+            tensors: self.tensors.iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor.clone())).collect(),
+        }
     }
 
     /// These and the other's parameters in one.
