@@ -1,3 +1,16 @@
 //! Writing and reading weights.
+mod checkpoint;
+mod decode;
+mod folder;
+mod names;
 mod params;
+mod pattern;
+mod source;
+mod tensor_file;
+
+pub use checkpoint::{Checkpoint, TensorDescription};
+pub use folder::Folder;
+pub use names::Renames;
 pub use params::{Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
+pub use pattern::Pattern;
+pub use source::CheckpointSource;

@@ -98,6 +98,11 @@ impl Params {
         self.source.contains(&self.full(name))
     }
 
+    /// Notes a problem that [`Params::finish`] is to report with the others, such as a tensor of the file that nobody asked for.
+    pub fn note_problem(&self, problem: impl Into<String>) {
+        self.lock().problems.push(problem.into());
+    }
+
     /// Ends the building: all parameters by full name, or one error that lists every problem.
     ///
     /// # Errors

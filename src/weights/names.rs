@@ -1,0 +1,223 @@
+//! [`Renames`]: from the names in a checkpoint's files to the names in memory.
+//!
+//! A name is a list of segments between dots. A rule replaces a run of whole segments: `("encoder.layer", "encoder.layers")`
+//! turns `encoder.layer.0.x` into `encoder.layers.0.x` and leaves `encoder.layers.0.x` alone. Rules are applied in their
+//! order, each of them once, at the first place that fits.
+
+use super::pattern::Pattern;
+use crate::{Error, Result};
+
+/// How the names in a checkpoint's files become the names in memory, and which tensors may go unused.
+#[derive(Debug, Clone, Default)]
+pub struct Renames {
+    within: Vec<String>,
+    rules: Vec<Rule>,
+    ignored: Vec<Pattern>,
+}
+
+#[derive(Debug, Clone)]
+struct Rule {
+    place: Place,
+    from: Vec<String>,
+    to: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Start,
+    Anywhere,
+}
+
+impl Renames {
+    /// Rules as (spelling in the file, our spelling) and globs over names in the file that may go unused.
+    ///
+    /// A rule that begins with `^` fits only at the start of a name: `("^bert", "")` drops a prefix, `("^", "text_model")`
+    /// puts one in front of every name.
+    ///
+    /// # Errors
+    /// If a rule replaces nothing, or a glob is empty.
+    pub fn new<S: AsRef<str>>(rules: &[(S, S)], ignored: &[S]) -> Result<Self> {
+        let rules = rules.iter().map(|(from, to)| Rule::new(from.as_ref(), to.as_ref())).collect::<Result<_>>()?;
+        let ignored = ignored.iter().map(|glob| Pattern::new(glob.as_ref())).collect::<Result<_>>()?;
+        Ok(Self { within: Vec::new(), rules, ignored })
+    }
+
+    /// The same names under `prefix.`: it is taken off before the rules apply, and tensors elsewhere are not seen at all.
+    #[must_use]
+    pub fn within(mut self, prefix: &str) -> Self {
+        let mut within = segments(prefix);
+        within.append(&mut self.within);
+        self.within = within;
+        self
+    }
+
+    /// One more rule, applied after those there are.
+    ///
+    /// # Errors
+    /// If the rule replaces nothing.
+    pub fn rule(mut self, from: &str, to: &str) -> Result<Self> {
+        self.rules.push(Rule::new(from, to)?);
+        Ok(self)
+    }
+
+    /// One more glob over names in the file that may go unused.
+    ///
+    /// # Errors
+    /// If the glob is empty.
+    pub fn ignore(mut self, glob: &str) -> Result<Self> {
+        self.ignored.push(Pattern::new(glob)?);
+        Ok(self)
+    }
+
+    /// Our name of the tensor that the file calls `name`, or `None` if it lies outside of the prefix.
+    #[must_use]
+    pub fn map(&self, name: &str) -> Option<String> {
+        let mut name: Vec<String> = self.inner(name)?.split('.').map(str::to_string).collect();
+        for rule in &self.rules {
+            rule.apply(&mut name);
+        }
+        Some(name.join("."))
+    }
+
+    /// Whether the tensor that the file calls `name` may go unused. The globs see the name without the prefix.
+    #[must_use]
+    pub fn is_ignored(&self, name: &str) -> bool {
+        self.inner(name).is_none_or(|name| self.ignored.iter().any(|glob| glob.matches(name)))
+    }
+
+    fn inner<'a>(&self, name: &'a str) -> Option<&'a str> {
+        self.within.iter().try_fold(name, |rest, segment| rest.strip_prefix(segment.as_str())?.strip_prefix('.'))
+    }
+}
+
+impl Rule {
+    fn new(from: &str, to: &str) -> Result<Self> {
+        let (place, spelling) = match from.strip_prefix('^') {
+            Some(rest) => (Place::Start, rest),
+            None => (Place::Anywhere, from),
+        };
+        let rule = Self { place, from: segments(spelling), to: segments(to) };
+        if rule.from.is_empty() && (rule.place == Place::Anywhere || rule.to.is_empty()) {
+            return Err(Error::argument("rules", format!("the rule ('{from}', '{to}') replaces nothing")));
+        }
+        Ok(rule)
+    }
+
+    fn apply(&self, name: &mut Vec<String>) {
+        let at = match self.place {
+            Place::Start => name.starts_with(&self.from).then_some(0),
+            Place::Anywhere => name.windows(self.from.len()).position(|window| window == self.from),
+        };
+        if let Some(at) = at {
+            name.splice(at..at + self.from.len(), self.to.iter().cloned());
+        }
+    }
+}
+
+/// The segments of a spelling; a dot too many at either end does no harm.
+fn segments(spelling: &str) -> Vec<String> {
+    spelling.split('.').filter(|segment| !segment.is_empty()).map(str::to_string).collect()
+}
+
+/// The name among `names` with the fewest edits from `wanted`, if it is near enough to help.
+pub(super) fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let wanted: Vec<char> = wanted.chars().collect();
+    let mut best = None;
+    let mut limit = wanted.len() / 2;
+    for name in names {
+        if let Some(distance) = edit_distance(&wanted, name, limit) {
+            best = Some(name);
+            if distance == 0 {
+                break;
+            }
+            limit = distance - 1;
+        }
+    }
+    best
+}
+
+/// Levenshtein's distance, or `None` once it is known to be above `limit`.
+fn edit_distance(a: &[char], b: &str, limit: usize) -> Option<usize> {
+    let b: Vec<char> = b.chars().collect();
+    if a.len().abs_diff(b.len()) > limit {
+        return None;
+    }
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+        if row.iter().min() > Some(&limit) {
+            return None;
+        }
+    }
+    row.last().copied().filter(|distance| *distance <= limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bert() -> Renames {
+        let rules = [
+            ("^bert.", ""),
+            ("encoder.layer", "encoder.layers"),
+            ("attention.self.query", "self_attn.q_proj"),
+            ("attention.output.dense", "self_attn.out_proj"),
+            ("output.dense", "mlp.fc2"),
+        ];
+        Renames::new(&rules, &["cls.*", "*.position_ids"]).unwrap()
+    }
+
+    #[test]
+    fn rules_replace_whole_segments_once_each_and_in_order() {
+        let cases = [
+            ("bert.encoder.layer.3.attention.self.query.weight", "encoder.layers.3.self_attn.q_proj.weight"),
+            ("encoder.layer.3.attention.output.dense.bias", "encoder.layers.3.self_attn.out_proj.bias"),
+            ("encoder.layer.3.output.dense.bias", "encoder.layers.3.mlp.fc2.bias"),
+            ("encoder.layer_norm.weight", "encoder.layer_norm.weight"),
+            ("roberta.bert.x", "roberta.bert.x"),
+            ("bert.bert.x", "bert.x"),
+        ];
+        for (file, ours) in cases {
+            assert_eq!(bert().map(file).as_deref(), Some(ours));
+        }
+    }
+
+    #[test]
+    fn an_anchored_empty_rule_puts_a_prefix_in_front() {
+        let names = bert().rule("^", "text_model").unwrap();
+        assert_eq!(names.map("bert.pooler.dense.weight").as_deref(), Some("text_model.pooler.dense.weight"));
+    }
+
+    #[test]
+    fn a_prefix_hides_everything_else_and_is_unknown_to_the_rules() {
+        let names = bert().within("text_model");
+        assert_eq!(names.map("text_model.bert.x").as_deref(), Some("x"));
+        assert_eq!(names.map("vision_model.x"), None);
+        assert_eq!(names.map("text_model_2.x"), None);
+        assert!(names.is_ignored("text_model.cls.decoder.weight"));
+        assert!(!names.is_ignored("text_model.x"));
+        assert!(names.is_ignored("vision_model.x"));
+    }
+
+    #[test]
+    fn rules_that_replace_nothing_are_refused() {
+        for rule in [("", "x"), ("^", ""), (".", "x")] {
+            assert!(Renames::new(&[rule], &[]).unwrap_err().to_string().contains("replaces nothing"), "{rule:?}");
+        }
+    }
+
+    #[test]
+    fn the_nearest_name_is_found_and_far_ones_are_not_offered() {
+        let names = ["encoder.layers.0.norm.weight", "encoder.layers.0.norm.bias", "pooler"];
+        assert_eq!(nearest("encoder.layers.0.nrm.bias", names.into_iter()), Some(names[1]));
+        assert_eq!(nearest("zzz", names.into_iter()), None);
+        assert_eq!(edit_distance(&['k', 'i', 't', 't', 'e', 'n'], "sitting", 9), Some(3));
+        assert_eq!(edit_distance(&['k', 'i', 't', 't', 'e', 'n'], "sitting", 2), None);
+    }
+}
