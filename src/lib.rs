@@ -1,4 +1,4 @@
-//! CLIP-style dual encoders in pure Rust.
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs, unreachable_pub)]
 #![deny(unsafe_code)]
 
@@ -6,18 +6,32 @@ mod error;
 mod random;
 
 pub mod data;
+pub mod encoder;
+pub mod families;
 pub mod image;
 pub mod loss;
+pub mod nn;
 pub mod ops;
 pub mod retrieval;
 pub mod text;
+pub mod towers;
 pub mod train;
 pub mod weights;
+pub mod zero_shot;
 
 mod embeddings;
+mod loader;
+mod logit_scale;
+mod model;
+mod project;
 
 pub use embeddings::Embeddings;
+pub use encoder::{ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig};
 pub use error::{Error, ErrorKind, Result};
+pub use loader::{Loaded, Loader};
+pub use logit_scale::LogitScale;
+pub use model::{ClipConfig, ClipModel, ClipOutput};
+pub use project::{InputNorm, LinearProject, ProjectionConfig, ProjectionKind};
 
 /// The tensors underneath, re-exported so that an application never mixes versions.
 pub use candle_core as candle;
