@@ -265,7 +265,7 @@ impl ClipModel {
     /// # Errors
     /// When the list is empty or a label is blank or named twice.
     pub fn zero_shot(&self, labels: &[impl AsRef<str>]) -> Result<ZeroShot<'_>> {
-        ZeroShot::new(self, labels, &Template::defaults())
+        ZeroShot::new(self, labels, &Template::photo())
     }
 
     /// A zero-shot classifier for `labels` with prompts of your own, averaged a class.
