@@ -5,6 +5,7 @@ mod folder;
 mod names;
 mod params;
 mod pattern;
+mod save;
 mod source;
 mod tensor_file;
 
@@ -13,4 +14,5 @@ pub use folder::Folder;
 pub use names::Renames;
 pub use params::{Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
 pub use pattern::Pattern;
+pub use save::{save_folder, save_safetensors, write_atomic};
 pub use source::CheckpointSource;
