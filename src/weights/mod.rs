@@ -2,6 +2,10 @@
 mod checkpoint;
 mod decode;
 mod folder;
+mod hub;
+mod hub_cache;
+#[cfg(feature = "hub")]
+mod hub_fetch;
 mod names;
 mod params;
 mod pattern;
@@ -11,6 +15,7 @@ mod tensor_file;
 
 pub use checkpoint::{Checkpoint, TensorDescription};
 pub use folder::Folder;
+pub use hub::{HubOptions, resolve};
 pub use names::Renames;
 pub use params::{Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
 pub use pattern::Pattern;
