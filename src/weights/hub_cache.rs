@@ -8,21 +8,13 @@ use super::folder::{OPTIONAL_FILES, WEIGHTS, WEIGHTS_INDEX};
 
 /// The place of one repository in the cache.
 pub(super) struct CachedRepo {
-    cache_dir: PathBuf,
     dir: PathBuf,
 }
 
 impl CachedRepo {
     /// The place of the repository `id`, which must be a valid id.
     pub(super) fn new(cache_dir: &Path, id: &str) -> Self {
-        let dir = cache_dir.join(format!("models--{}", id.replace('/', "--")));
-        Self { cache_dir: cache_dir.to_path_buf(), dir }
-    }
-
-    /// The folder of the whole cache.
-    #[cfg(feature = "hub")]
-    pub(super) fn cache_dir(&self) -> &Path {
-        &self.cache_dir
+        Self { dir: cache_dir.join(format!("models--{}", id.replace('/', "--"))) }
     }
 
     /// The file that holds the commit of a branch or tag.

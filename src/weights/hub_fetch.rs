@@ -23,7 +23,7 @@ const RETRIES: usize = 3;
 /// Fetches the files that are not in the cache yet; the snapshot's folder.
 pub(super) fn fetch(id: &str, options: &HubOptions, repo: &CachedRepo, revision: &str) -> Result<Folder> {
     let hub = Hub { id, options };
-    let listing = hub.call(|| hub.repo(repo, revision)?.info())?;
+    let listing = hub.call(|| hub.repo(revision)?.info())?;
     if !is_commit(&listing.sha) {
         return Err(hub_error(
             id,
@@ -32,7 +32,7 @@ pub(super) fn fetch(id: &str, options: &HubOptions, repo: &CachedRepo, revision:
     }
     let files: BTreeSet<String> = listing.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
     let snapshot = repo.commit(&listing.sha);
-    let pinned = hub.call(|| hub.repo(repo, &listing.sha))?;
+    let pinned = hub.call(|| hub.repo(&listing.sha))?;
     if !files.contains("config.json") {
         return Err(hub_error(id, "the repository has no config.json, so it is no model that can be loaded"));
     }
@@ -93,8 +93,9 @@ struct Hub<'a> {
 
 impl Hub<'_> {
     /// The repository at a revision. `hf-hub` would look for token and cache by rules of its own.
-    fn repo(&self, cached: &CachedRepo, revision: &str) -> std::result::Result<ApiRepo, ApiError> {
-        let api = ApiBuilder::from_cache(Cache::new(cached.cache_dir().to_path_buf()))
+    fn repo(&self, revision: &str) -> std::result::Result<ApiRepo, ApiError> {
+        let cache_dir = self.options.cache_dir.clone().unwrap_or_default();
+        let api = ApiBuilder::from_cache(Cache::new(cache_dir))
             .with_endpoint(self.options.endpoint.clone())
             .with_token(self.options.token.clone())
             .with_retries(RETRIES)

@@ -1,4 +1,9 @@
-//! Writing and reading weights.
+//! Where weights come from and where they go: folders and the hub, safetensors, names, and saving.
+//!
+//! [`resolve`] turns a folder or an id of the hub into a [`Folder`]; [`Checkpoint`] opens its tensors; [`Renames`] says what
+//! they are called in memory; [`CheckpointSource`] hands them to the layers, which ask for them through [`Params`]. Saving
+//! ([`save_folder`], [`save_safetensors`]) is complete or does not happen.
+
 mod checkpoint;
 mod decode;
 mod folder;

@@ -5,8 +5,6 @@ use std::path::Path;
 use diptych::weights::{HubOptions, resolve};
 use tempfile::TempDir;
 
-use crate::{f32s, write};
-
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 fn offline(cache: &Path) -> HubOptions {
@@ -14,14 +12,6 @@ fn offline(cache: &Path) -> HubOptions {
     options.cache_dir = Some(cache.to_path_buf());
     options.offline = true;
     options
-}
-
-/// The bytes of a checkpoint with one tensor.
-fn weights() -> Vec<u8> {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("w");
-    write(&path, &[("a", safetensors::Dtype::F32, &[1], f32s(&[1.0]))]);
-    std::fs::read(path).unwrap()
 }
 
 /// A cache as Python leaves it, with the files `files` of `org/name`.
@@ -127,6 +117,15 @@ mod fetching {
     use sha2::{Digest, Sha256};
 
     use super::*;
+    use crate::{f32s, write};
+
+    /// The bytes of a checkpoint with one tensor.
+    fn weights() -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w");
+        write(&path, &[("a", safetensors::Dtype::F32, &[1], f32s(&[1.0]))]);
+        std::fs::read(path).unwrap()
+    }
 
     /// A hub with one repository, `org/name`, that demands a token where it is told one.
     struct Server {
