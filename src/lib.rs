@@ -13,6 +13,7 @@ pub mod retrieval;
 pub mod text;
 pub mod train;
 pub mod weights;
+pub mod zero_shot;
 
 mod embeddings;
 
