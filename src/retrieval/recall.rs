@@ -176,7 +176,8 @@ fn block_ranks(values: &[f32], columns: usize, relevant: &[Vec<usize>], first: u
     }
     let problem = |query: usize, message: &str| Err(Error::argument("similarity", format!("query {query} {message}")));
     let rank = |(i, (scores, relevant)): (usize, (&[f32], &Vec<usize>))| -> Result<usize> {
-        if scores.iter().any(|score| score.is_nan()) {
+        // Without an early exit the loop is vectorised.
+        if scores.iter().fold(false, |nan, score| nan | score.is_nan()) {
             return problem(first + i, "has a similarity that is NaN");
         }
         if let Some(item) = relevant.iter().find(|&&item| item >= columns) {
@@ -187,8 +188,10 @@ fn block_ranks(values: &[f32], columns: usize, relevant: &[Vec<usize>], first: u
         let Some(best) = relevant.iter().copied().max_by(better) else {
             return problem(first + i, "has no right item");
         };
-        let ahead = |(j, &score): (usize, &f32)| score > scores[best] || (score == scores[best] && j < best);
-        Ok(scores.iter().enumerate().filter(|&item| ahead(item)).count())
+        let limit = scores[best];
+        let earlier = scores[..best].iter().filter(|&&score| score >= limit).count();
+        let later = scores[best + 1..].iter().filter(|&&score| score > limit).count();
+        Ok(earlier + later)
     };
     values.par_chunks(columns.max(1)).zip(relevant).enumerate().map(rank).collect()
 }

@@ -88,10 +88,10 @@ impl TokenBatch {
 
     pub(super) fn from_rows_of_length(rows: &[Vec<u32>], pad_id: u32, length: usize) -> Result<Self> {
         if rows.is_empty() {
-            return Err(Error::argument("texts", "the list is empty; at least one text is needed"));
+            return Err(Error::argument("rows", "the list is empty; at least one row is needed"));
         }
         if let Some(row) = rows.iter().position(Vec::is_empty) {
-            return Err(Error::argument("texts", format!("text {row} gives no tokens")));
+            return Err(Error::argument("rows", format!("row {row} has no ids")));
         }
         let mut ids = Vec::with_capacity(rows.len() * length);
         let mut keep = Vec::with_capacity(rows.len() * length);
@@ -264,8 +264,8 @@ mod tests {
     #[test]
     fn impossible_batches_are_refused_by_name() {
         let cases = [
-            (TokenBatch::from_rows(&[], 0), "texts: the list is empty"),
-            (TokenBatch::from_rows(&[vec![1], vec![]], 0), "text 1 gives no tokens"),
+            (TokenBatch::from_rows(&[], 0), "rows: the list is empty"),
+            (TokenBatch::from_rows(&[vec![1], vec![]], 0), "row 1 has no ids"),
             (TokenBatch::from_ids_and_mask(vec![1, 2, 3], &[1, 1, 1], 2, 2), "3 ids do not fill a batch of (2, 2)"),
             (TokenBatch::from_ids_and_mask(vec![], &[], 0, 0), "0 ids"),
             (TokenBatch::from_ids_and_mask(vec![1, 2], &[1], 1, 2), "attention_mask: 1 values for 2 ids"),

@@ -69,7 +69,7 @@ pub enum PadId {
     Fixed(u32),
 }
 
-/// Whether the special tokens of the file's post-processor ([CLS] … [SEP] and their like) are added.
+/// Whether the special tokens of the file's post-processor (`[CLS]` … `[SEP]` and their like) are added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SpecialTokens {
@@ -192,11 +192,16 @@ impl TextTokenizer {
     /// When `texts` is empty, a text gives no token at all (possible without special tokens only), or the vocabulary has
     /// neither a token nor an unknown token for a piece of text.
     pub fn encode(&self, texts: &[impl AsRef<str> + Sync]) -> Result<TokenBatch> {
+        if texts.is_empty() {
+            return Err(Error::argument("texts", "the list is empty; at least one text is needed"));
+        }
         let rows: Vec<Vec<u32>> = texts
             .par_iter()
             .enumerate()
-            .map(|(i, text)| {
-                self.row(text.as_ref()).map_err(|e| Error::argument("texts", format!("text {i} cannot be split: {e}")))
+            .map(|(i, text)| match self.row(text.as_ref()) {
+                Ok(row) if row.is_empty() => Err(Error::argument("texts", format!("text {i} gives no tokens"))),
+                Ok(row) => Ok(row),
+                Err(e) => Err(Error::argument("texts", format!("text {i} cannot be split: {e}"))),
             })
             .collect::<Result<_>>()?;
         match self.rules.padding {
