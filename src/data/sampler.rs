@@ -2,7 +2,6 @@
 //! run can be repeated, resumed, and spread over any number of threads.
 
 use rand::RngCore;
-use rand_chacha::ChaCha8Rng;
 
 /// The random choices of a training run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,11 +31,6 @@ impl Sampler {
     #[must_use]
     pub fn caption(&self, epoch: usize, image: usize, count: usize) -> usize {
         below(&mut crate::random::stream(self.seed, &format!("caption/{epoch}/{image}")), count.max(1))
-    }
-
-    /// The random numbers for augmenting image `image` in `epoch`.
-    pub(crate) fn augmentation(&self, epoch: usize, image: usize) -> ChaCha8Rng {
-        crate::random::stream(self.seed, &format!("augment/{epoch}/{image}"))
     }
 }
 

@@ -1,0 +1,107 @@
+//! [`TrainConfig`]: the recipe of a run.
+
+use super::optimizer::AdamWConfig;
+use super::schedule::Schedule;
+use crate::image::Augment;
+use crate::{Error, Result};
+
+/// The recipe of a run. The default is the origin's for trained heads on frozen towers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainConfig {
+    /// How often every image is seen.
+    pub epochs: usize,
+    /// Pairs in a step; an epoch's last batch is left out if it is not full.
+    pub batch_size: usize,
+    /// Peak learning rate of the projections and the logit scale.
+    pub lr: f64,
+    /// Peak learning rate of the towers.
+    pub tower_lr: f64,
+    /// Decoupled weight decay of matrices; biases, norms and the scale do not decay.
+    pub weight_decay: f64,
+    /// The learning rates' course.
+    pub schedule: Schedule,
+    /// β₁, β₂, ε and the norm that gradients are clipped to.
+    pub optimizer: AdamWConfig,
+    /// The seed of order, captions and augmentation.
+    pub seed: u64,
+    /// Threads that decode and resize images.
+    pub workers: usize,
+    /// Random views of the training images.
+    pub augment: Augment,
+    /// How many bytes of resized images are kept in memory between epochs.
+    pub image_cache_bytes: usize,
+    /// When the evaluation split is evaluated.
+    pub evaluation: Evaluation,
+}
+
+/// When the evaluation split is evaluated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Evaluation {
+    /// After each epoch.
+    #[default]
+    EachEpoch,
+    /// After the last epoch.
+    AtEnd,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 30,
+            batch_size: 512,
+            lr: 1e-3,
+            tower_lr: 5e-5,
+            weight_decay: 0.05,
+            schedule: Schedule::WarmupCosine { warmup_steps: 50 },
+            optimizer: AdamWConfig::default(),
+            seed: 0,
+            workers: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+            augment: Augment::default(),
+            image_cache_bytes: 2 << 30,
+            evaluation: Evaluation::EachEpoch,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// How many steps a run over `images` images has.
+    ///
+    /// # Errors
+    /// [`Argument`](crate::ErrorKind::Argument) if there is none, or a batch has no pair to compare with.
+    pub fn steps(&self, images: usize) -> Result<usize> {
+        if self.batch_size < 2 {
+            let message = format!("is {}; at least 2 are needed, because pairs are told apart within a batch", self.batch_size);
+            return Err(Error::argument("batch_size", message));
+        }
+        if self.batch_size > images {
+            let message = format!("is {}, more than the {images} training images; choose a smaller one", self.batch_size);
+            return Err(Error::argument("batch_size", message));
+        }
+        if self.epochs == 0 {
+            return Err(Error::argument("epochs", "is 0; at least 1 is needed"));
+        }
+        if self.workers == 0 {
+            return Err(Error::argument("workers", "is 0; at least 1 is needed"));
+        }
+        Ok(self.epochs * (images / self.batch_size))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_run_has_330_steps() {
+        assert_eq!(TrainConfig::default().steps(6000).unwrap(), 330);
+    }
+
+    #[test]
+    fn impossible_runs_are_refused() {
+        let config = TrainConfig { batch_size: 4, ..TrainConfig::default() };
+        assert!(config.steps(3).unwrap_err().to_string().contains("3 training images"));
+        assert!(TrainConfig { epochs: 0, ..config.clone() }.steps(8).is_err());
+        assert!(TrainConfig { workers: 0, ..config.clone() }.steps(8).is_err());
+        assert!(TrainConfig { batch_size: 1, ..config }.steps(8).is_err());
+    }
+}
