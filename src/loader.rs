@@ -324,14 +324,16 @@ impl ParamSource for Branches {
 }
 
 /// Writes a model's folder under `config`, complete or not at all.
-pub(crate) fn save_folder(model: &ClipModel, config: &Value, folder: &Path) -> Result<()> {
+pub(crate) fn save_folder(model: &ClipModel, config: &Value, folder: &Path, dtype: DType) -> Result<()> {
     weights::save_folder(folder, |target| {
         write_json(&target.join("config.json"), config)?;
         let processor = model.image_encoder().processor().config().to_hugging_face();
         write_json(&target.join("preprocessor_config.json"), &processor)?;
         model.text_encoder().tokenizer().save(target)?;
         let parameters = model.parameters();
-        weights::save_safetensors(target.join("model.safetensors"), parameters.iter(), &[("format", "pt")])
+        let converted = parameters.iter().map(|(name, tensor)| Ok((name, tensor.detach().to_dtype(dtype)?)));
+        let converted: Vec<(&str, Tensor)> = converted.collect::<Result<_>>()?;
+        weights::save_safetensors(target.join("model.safetensors"), converted, &[("format", "pt")])
     })
 }
 
