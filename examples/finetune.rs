@@ -63,9 +63,9 @@ struct Args {
     /// Side of the image input in pixels [default: as the checkpoint says]
     #[arg(long, value_name = "N")]
     image_size: Option<u32>,
-    /// Random views of training images: crop, flip, or crop,flip
-    #[arg(long, default_value = "none")]
-    augment: Augment,
+    /// Random views of training images: crop, flip, or crop,flip [default: none]
+    #[arg(long)]
+    augment: Option<Augment>,
     /// How often every image is seen
     #[arg(long, default_value_t = 30)]
     epochs: usize,
@@ -236,7 +236,7 @@ fn recipe(args: &Args, model: &ClipModel) -> TrainConfig {
         weight_decay: args.weight_decay,
         schedule: Schedule::WarmupCosine { warmup_steps: args.warmup_steps },
         seed: args.seed,
-        augment: args.augment,
+        augment: args.augment.unwrap_or_default(),
         evaluation,
         ..TrainConfig::default()
     };
