@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::encoder::{ImageEncoder, TextEncoder};
 use crate::families::{ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, Role, TextPlan};
-use crate::image::ImageProcessor;
+use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig};
 use crate::model::{ClipConfig, ClipModel};
 use crate::text::{PadId, TextTokenizer, TokenRules};
 use crate::towers::{ImagePooling, TextPooling};
@@ -33,7 +33,8 @@ pub struct Loader {
     dtype: DType,
     text_pooling: Option<TextPooling>,
     image_pooling: Option<ImagePooling>,
-    image_size: Option<usize>,
+    image_size: Option<u32>,
+    decode: DecodeOptions,
     random: Option<u64>,
     trainable: bool,
 }
@@ -67,6 +68,7 @@ impl Loader {
             text_pooling: None,
             image_pooling: None,
             image_size: None,
+            decode: DecodeOptions::default(),
             random: None,
             trainable: true,
         }
@@ -124,8 +126,14 @@ impl Loader {
 
     /// Side of the square input in pixels (as the checkpoint's processor says); position embeddings are interpolated.
     #[must_use]
-    pub fn image_size(self, image_size: usize) -> Self {
+    pub fn image_size(self, image_size: u32) -> Self {
         Self { image_size: Some(image_size), ..self }
+    }
+
+    /// Pixel limit and EXIF orientation of image files (Pillow's limit; orientation applied).
+    #[must_use]
+    pub fn decode_options(self, decode: DecodeOptions) -> Self {
+        Self { decode, ..self }
     }
 
     /// Random weights drawn from `seed` in place of the checkpoint's: only its configuration, tokenizer and processor are read.
@@ -272,8 +280,11 @@ impl Loader {
     }
 
     fn processor(&self, files: &Files) -> Result<ImageProcessor> {
-        let processor = ImageProcessor::from_folder(files.folder.path())?;
-        self.image_size.map_or(Ok(processor.clone()), |size| processor.with_image_size(size))
+        let mut config = ImageProcessorConfig::from_folder(files.folder.path())?;
+        if let Some(size) = self.image_size {
+            config = config.with_image_size(size)?;
+        }
+        Ok(ImageProcessor::new(config)?.with_decode_options(self.decode))
     }
 }
 
@@ -313,12 +324,20 @@ impl ParamSource for Branches {
 }
 
 /// Writes a model's folder under `config`, complete or not at all.
-pub(crate) fn save_folder(model: &ClipModel, config: &Value, folder: &Path) -> Result<()> {
+pub(crate) fn save_folder(model: &ClipModel, config: &Value, folder: &Path, dtype: DType) -> Result<()> {
     weights::save_folder(folder, |target| {
-        weights::write_json(target.join("config.json"), config)?;
+        write_json(&target.join("config.json"), config)?;
         let processor = model.image_encoder().processor().config().to_hugging_face();
-        weights::write_json(target.join("preprocessor_config.json"), &processor)?;
+        write_json(&target.join("preprocessor_config.json"), &processor)?;
         model.text_encoder().tokenizer().save(target)?;
-        weights::save_safetensors(target.join("model.safetensors"), model.parameters().iter())
+        let parameters = model.parameters();
+        let converted = parameters.iter().map(|(name, tensor)| Ok((name, tensor.detach().to_dtype(dtype)?)));
+        let converted: Vec<(&str, Tensor)> = converted.collect::<Result<_>>()?;
+        weights::save_safetensors(target.join("model.safetensors"), converted, &[("format", "pt")])
     })
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Error::file(path, error))?;
+    std::fs::write(path, text + "\n").map_err(|error| Error::file(path, error))
 }

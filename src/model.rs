@@ -187,7 +187,15 @@ impl ClipModel {
     /// # Errors
     /// When the folder cannot be written, or holds something that is no model.
     pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
-        crate::families::save_clip(self, folder.as_ref())
+        self.save_pretrained_as(folder, self.heads.parameters().iter().next().map_or(DType::F32, |(_, t)| t.dtype()))
+    }
+
+    /// [`ClipModel::save_pretrained`] with the weights converted to `dtype`: f16 and bf16 take half the room of f32.
+    ///
+    /// # Errors
+    /// As [`ClipModel::save_pretrained`].
+    pub fn save_pretrained_as(&self, folder: impl AsRef<Path>, dtype: DType) -> Result<()> {
+        crate::families::save_clip(self, folder.as_ref(), dtype)
     }
 
     /// Unit rows for images: paths, bytes or decoded images. No graph is kept.
@@ -265,7 +273,7 @@ impl ClipModel {
     /// # Errors
     /// When the list is empty or a label is blank or named twice.
     pub fn zero_shot(&self, labels: &[impl AsRef<str>]) -> Result<ZeroShot<'_>> {
-        ZeroShot::new(self, labels, &Template::defaults())
+        ZeroShot::new(self, labels, &Template::photo())
     }
 
     /// A zero-shot classifier for `labels` with prompts of your own, averaged a class.

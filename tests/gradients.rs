@@ -97,7 +97,7 @@ fn every_freeze_setting_trains_what_it_says_and_nothing_else() {
             for (setting, rule) in settings {
                 let model = model.clone().with_trainable(rule).expect(&golden.name);
                 let output = model.forward(golden.pixels(), &golden.tokens()).expect(&golden.name);
-                let loss = ClipLoss
+                let loss = ClipLoss::new()
                     .forward(&output.image_embeds, &output.text_embeds, &output.logit_scale)
                     .expect(&golden.name);
                 let what = format!("{}, origin {origin}, {setting}", golden.name);

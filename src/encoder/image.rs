@@ -120,8 +120,9 @@ impl ImageEncoder {
     ///
     /// # Errors
     /// When the size is zero.
-    pub fn with_image_size(self, image_size: usize) -> Result<Self> {
-        let processor = self.processor.with_image_size(image_size)?;
+    pub fn with_image_size(self, image_size: u32) -> Result<Self> {
+        let config = self.processor.config().with_image_size(image_size)?;
+        let processor = ImageProcessor::new(config)?.with_decode_options(*self.processor.decode_options());
         Ok(Self { processor, ..self })
     }
 

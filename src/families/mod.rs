@@ -15,6 +15,7 @@ pub use config::Config;
 
 use std::path::Path;
 
+use candle_core::DType;
 use serde_json::Value;
 
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
@@ -147,10 +148,10 @@ impl Families {
 }
 
 /// Writes a model in the first layout that can express it.
-pub(crate) fn save_clip(model: &ClipModel, folder: &Path) -> Result<()> {
+pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Result<()> {
     let config: Value = match hf_clip::to_hugging_face(model.config()) {
         Some(config) => config,
         None => diptych::to_config(model.config(), model.text_encoder().tokenizer())?,
     };
-    crate::loader::save_folder(model, &config, folder)
+    crate::loader::save_folder(model, &config, folder, dtype)
 }

@@ -1,1 +1,5 @@
-//! Losses.
+//! Losses. They see embeddings and a scale, never a model.
+
+mod clip;
+
+pub use clip::ClipLoss;

@@ -11,14 +11,10 @@ use candle_core::{DType, Device, Tensor, Var};
 use safetensors::Dtype;
 
 use super::decode::Values;
-use super::folder::{Folder, read_json};
+use super::folder::{Folder, WEIGHTS, WEIGHTS_INDEX, read_json};
 use super::tensor_file::TensorFile;
 use crate::{Error, Result};
 
-/// The weights where they are in one file.
-pub(super) const SINGLE: &str = "model.safetensors";
-/// The list of the files where there are several.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// Pickled weights, which this crate does not read: unpickling runs whatever program the file holds.
 const PICKLED: [&str; 4] =
     ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "open_clip_pytorch_model.bin"];
@@ -54,15 +50,17 @@ impl Checkpoint {
     /// If there are no such files (with a hint where there are pickled weights only), one of them is damaged or cannot be
     /// read, the index names a file outside of the folder or one that is missing, or a tensor is not in the file the index names.
     pub fn open(folder: &Folder) -> Result<Self> {
-        if let Some(path) = folder.file(SINGLE) {
+        if let Some(path) = folder.file(WEIGHTS) {
             return Self::open_file(path);
         }
-        if let Some(path) = folder.file(INDEX) {
+        if let Some(path) = folder.file(WEIGHTS_INDEX) {
             return Self::open_shards(folder, &path);
         }
         Err(match PICKLED.iter().find(|name| folder.file(name).is_some()) {
             Some(name) => Error::file(folder.path(), pickle_only(name)),
-            None => Error::file(folder.path(), format!("has no weights: neither {SINGLE} nor {INDEX} is there")),
+            None => {
+                Error::file(folder.path(), format!("has no weights: neither {WEIGHTS} nor {WEIGHTS_INDEX} is there"))
+            }
         })
     }
 
@@ -182,7 +180,7 @@ impl Checkpoint {
 pub(super) fn pickle_only(name: &str) -> String {
     format!(
         "only pickle weights ({name}), which are programs that run on loading; convert them to safetensors, in Python: \
-         transformers.AutoModel.from_pretrained(folder).save_pretrained(folder), or pick a revision of the repository that has {SINGLE}"
+         transformers.AutoModel.from_pretrained(folder).save_pretrained(folder), or pick a revision of the repository that has {WEIGHTS}"
     )
 }
 

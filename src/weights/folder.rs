@@ -7,6 +7,19 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
+/// The weights where they are in one file.
+pub(super) const WEIGHTS: &str = "model.safetensors";
+/// The list of the files where there are several.
+pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+/// What describes the inputs of a model. Each of them may be missing.
+pub(super) const OPTIONAL_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+];
+
 /// The largest JSON file that is read, in bytes: configurations and indices are far smaller.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 

@@ -1,16 +1,28 @@
-//! Writing and reading weights.
+//! Where weights come from and where they go: folders and the hub, safetensors, names, and saving.
+//!
+//! [`resolve`] turns a folder or an id of the hub into a [`Folder`]; [`Checkpoint`] opens its tensors; [`Renames`] says what
+//! they are called in memory; [`CheckpointSource`] hands them to the layers, which ask for them through [`Params`]. Saving
+//! ([`save_folder`], [`save_safetensors`]) is complete or does not happen.
+
 mod checkpoint;
 mod decode;
 mod folder;
+mod hub;
+mod hub_cache;
+#[cfg(feature = "hub")]
+mod hub_fetch;
 mod names;
 mod params;
 mod pattern;
+mod save;
 mod source;
 mod tensor_file;
 
 pub use checkpoint::{Checkpoint, TensorDescription};
 pub use folder::Folder;
+pub use hub::{HubOptions, resolve};
 pub use names::Renames;
 pub use params::{Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
 pub use pattern::Pattern;
+pub use save::{save_folder, save_safetensors, write_atomic};
 pub use source::CheckpointSource;

@@ -1,11 +1,12 @@
 //! [`ZeroShot`]: a model and a head made of class names.
 
 use crate::image::ImageInput;
-use crate::zero_shot::{Classification, Template, ZeroShotHead};
+use crate::zero_shot::{Classification, Template, ZeroShotHead, prompts};
 use crate::{ClipModel, Result};
 
 /// A zero-shot classifier: each class is the mean of its prompts' embeddings (Radford et al. 2021, section 3.1.4; reference:
 /// `zero_shot_classifier.py` of open_clip).
+#[derive(Clone)]
 pub struct ZeroShot<'m> {
     model: &'m ClipModel,
     head: ZeroShotHead,
@@ -13,10 +14,8 @@ pub struct ZeroShot<'m> {
 
 impl<'m> ZeroShot<'m> {
     pub(crate) fn new(model: &'m ClipModel, labels: &[impl AsRef<str>], templates: &[Template]) -> Result<Self> {
-        let labels: Vec<String> = labels.iter().map(|label| label.as_ref().to_string()).collect();
-        let prompts = ZeroShotHead::prompts(&labels, templates)?;
-        let embeddings = model.embed_texts(&prompts)?;
-        let scale = model.logit_scale()?;
+        let embeddings = model.embed_texts(&prompts(labels, templates)?)?;
+        let scale = model.logit_scale()? as f32;
         Ok(Self { model, head: ZeroShotHead::from_prompt_embeddings(labels, &embeddings, templates.len(), scale)? })
     }
 

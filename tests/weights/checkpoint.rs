@@ -1,28 +1,13 @@
 //! Reading checkpoints as they come: types, shards, old spellings, damaged files; names and what is reported about them.
 
-use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
-use diptych::candle::{DType, Device, Tensor};
+use diptych::candle::{DType, Device};
 use diptych::weights::{Checkpoint, CheckpointSource, Folder, Init, ParamSource, Params, Renames};
 use safetensors::Dtype;
-use safetensors::tensor::TensorView;
 use tempfile::TempDir;
 
-/// Writes tensors given as (name, type, shape, bytes).
-fn write(path: &Path, tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) {
-    let views: Vec<_> = tensors
-        .iter()
-        .map(|(name, dtype, shape, bytes)| (*name, TensorView::new(*dtype, shape.to_vec(), bytes).unwrap()))
-        .collect();
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    std::fs::write(path, safetensors::serialize(views, Some(metadata)).unwrap()).unwrap();
-}
-
-fn f32s(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
-}
+use crate::{f32s, values, write};
 
 /// A folder with one f32 tensor of each name, holding its place in the list.
 fn folder_of(names: &[&str]) -> (TempDir, Folder) {
@@ -36,10 +21,6 @@ fn folder_of(names: &[&str]) -> (TempDir, Folder) {
 
 fn open_error(folder: &Folder) -> String {
     Checkpoint::open(folder).err().expect("must not open").to_string()
-}
-
-fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 #[test]

@@ -1,0 +1,99 @@
+//! What the programs share: errors that become an exit status, options that every program has, progress bars.
+#![allow(dead_code)] // each program uses its share
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use diptych::candle::{DType, Device};
+use diptych::image::{DecodeOptions, Orientation};
+use diptych::{ClipModel, Loader};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Any error, to be printed.
+pub type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// Runs a program: exit status 0 only on success, the error on standard error.
+pub fn exit(outcome: Outcome<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Options about the machine.
+#[derive(Args)]
+pub struct Machine {
+    /// cpu, cuda, cuda:N or metal
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads to compute and decode with [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Do not turn photos as their EXIF data says
+    #[arg(long)]
+    pub no_exif: bool,
+}
+
+impl Machine {
+    /// A loader for these options; sets the number of threads for the whole program.
+    pub fn loader(&self) -> Outcome<Loader> {
+        if let Some(threads) = self.threads {
+            if threads == 0 {
+                return Err("--threads: 0 threads compute nothing; give at least 1".into());
+            }
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        }
+        let orientation = if self.no_exif { Orientation::AsStored } else { Orientation::Exif };
+        let decode = DecodeOptions { orientation, ..DecodeOptions::default() };
+        Ok(ClipModel::loader().device(&device(&self.device)?).decode_options(decode))
+    }
+}
+
+/// The device of that name.
+fn device(name: &str) -> Outcome<Device> {
+    match name {
+        "cpu" => Ok(Device::Cpu),
+        "metal" => Ok(Device::new_metal(0)?),
+        "cuda" => Ok(Device::new_cuda(0)?),
+        _ => match name.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+            Some(n) => Ok(Device::new_cuda(n)?),
+            None => Err(format!("--device {name}: expected cpu, cuda, cuda:N or metal").into()),
+        },
+    }
+}
+
+/// The number type of that name.
+pub fn dtype(name: &str) -> Outcome<DType> {
+    match name {
+        "f32" => Ok(DType::F32),
+        "f16" => Ok(DType::F16),
+        "bf16" => Ok(DType::BF16),
+        _ => Err(format!("--dtype {name}: expected f32, f16 or bf16").into()),
+    }
+}
+
+/// The lines of a text file that are not blank.
+pub fn lines(path: &Path) -> Outcome<Vec<String>> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let lines: Vec<String> = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_string).collect();
+    if lines.is_empty() { Err(format!("{}: it has no lines", path.display()).into()) } else { Ok(lines) }
+}
+
+/// A file or folder that comes with the source code.
+pub fn bundled(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A progress bar on standard error, silent where that is no terminal.
+pub fn progress(total: usize, what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}");
+    let bar = ProgressBar::new(total as u64).with_message(what.to_string());
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}

@@ -1,0 +1,133 @@
+//! Measures a model on held-out data: retrieval on captioned images, or zero-shot accuracy on labelled ones.
+
+mod common;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{ArgGroup, Parser};
+use common::{Machine, Outcome, exit, progress};
+use diptych::data::{LabelledImages, PairDataset};
+use diptych::retrieval::{CaptionPairs, Recall, RetrievalReport};
+use diptych::zero_shot::{Template, ZeroShotReport};
+use diptych::{ClipModel, Embeddings};
+
+/// Measure a model: recall at 1, 5, 10 in both directions, or zero-shot top-1 and top-5. All figures are percent.
+#[derive(Parser)]
+#[command(group(ArgGroup::new("what").required(true).args(["captions", "labels"])))]
+struct Args {
+    /// A folder, or an id on the hub
+    #[arg(long, value_name = "DIR_OR_ID")]
+    model: String,
+    /// A CSV file with the columns image, caption and split
+    #[arg(long, value_name = "CSV")]
+    captions: Option<PathBuf>,
+    /// A CSV file with the columns image, folder (the class) and split
+    #[arg(long, value_name = "CSV")]
+    labels: Option<PathBuf>,
+    /// The folder that image names are relative to [default: the CSV file's]
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// The split to measure
+    #[arg(long, default_value = "test")]
+    split: String,
+    /// A prompt with {} for the class name; several are averaged [default: "a photo of a {}"]
+    #[arg(long, value_name = "PROMPT")]
+    template: Vec<Template>,
+    /// A class's words where its folder's name is not good enough, as FOLDER=WORDS; may be given more than once
+    #[arg(long, value_name = "FOLDER=WORDS", value_parser = class_name)]
+    class_name: Vec<(String, String)>,
+    /// Print one JSON object on the last line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+fn class_name(text: &str) -> Result<(String, String), String> {
+    let (folder, words) = text.split_once('=').ok_or("expected FOLDER=WORDS")?;
+    Ok((folder.to_string(), words.to_string()))
+}
+
+fn main() -> ExitCode {
+    exit(run(&Args::parse()))
+}
+
+fn run(args: &Args) -> Outcome<()> {
+    match (&args.captions, &args.labels) {
+        (Some(csv), _) => retrieval(args, csv),
+        (None, Some(csv)) => classification(args, csv),
+        (None, None) => Err("give --captions or --labels".into()),
+    }
+}
+
+fn load(args: &Args) -> Outcome<ClipModel> {
+    Ok(args.machine.loader()?.trainable(false).clip(&args.model)?)
+}
+
+fn retrieval(args: &Args, csv: &std::path::Path) -> Outcome<()> {
+    let start = Instant::now();
+    let split = PairDataset::from_csv(csv)?.split(&args.split)?;
+    let folder = args.images.clone().or_else(|| csv.parent().map(Into::into)).unwrap_or_default();
+    split.check_images(&folder)?;
+    let model = load(args)?;
+    let (captions, owners) = split.flat_captions();
+    let files: Vec<PathBuf> = split.images().iter().map(|name| folder.join(name)).collect();
+    let report = RetrievalReport::from_embeddings(
+        &embed_images(&model, &files)?,
+        &model.embed_texts(&captions)?,
+        &CaptionPairs::new(split.image_count(), &owners)?,
+    )?;
+    if args.json {
+        let mut value = serde_json::to_value(report)?;
+        value["seconds"] = ((start.elapsed().as_secs_f64() * 10.0).round() / 10.0).into();
+        println!("{value}");
+    } else {
+        let line = |name: &str, r: &Recall| println!("{name}: R@1 {:.1}  R@5 {:.1}  R@10 {:.1}", r.r1, r.r5, r.r10);
+        println!("{} images, {} captions", report.images, report.captions);
+        line("text→image", &report.text_to_image);
+        line("image→text", &report.image_to_text);
+    }
+    Ok(())
+}
+
+fn classification(args: &Args, csv: &std::path::Path) -> Outcome<()> {
+    let dataset = LabelledImages::from_csv(csv)?;
+    let split = dataset.split(&args.split)?;
+    let folder = dataset.image_folder(args.images.as_deref());
+    split.check_images(&folder)?;
+    for (name, _) in &args.class_name {
+        if !dataset.folders().contains(name) {
+            return Err(format!("--class-name {name}=…: {} has no such class", csv.display()).into());
+        }
+    }
+    let words = |(folder, words): (&String, String)| {
+        let chosen = args.class_name.iter().find(|(name, _)| name == folder);
+        chosen.map_or(words, |(_, words)| words.clone())
+    };
+    let labels: Vec<String> = dataset.folders().iter().zip(dataset.class_names()).map(words).collect();
+    let templates = if args.template.is_empty() { Template::photo() } else { args.template.clone() };
+    let model = load(args)?;
+    let classifier = model.zero_shot_with(&labels, &templates)?;
+    let files: Vec<PathBuf> = split.images().iter().map(|name| folder.join(name)).collect();
+    let report: ZeroShotReport = classifier.head().evaluate(&embed_images(&model, &files)?, split.classes())?;
+    if args.json {
+        println!("{}", serde_json::to_value(report)?);
+    } else {
+        println!("{} images, {} classes", report.images, report.classes);
+        println!("top-1 {:.1}  top-5 {:.1}", report.top1, report.top5);
+    }
+    Ok(())
+}
+
+fn embed_images(model: &ClipModel, files: &[PathBuf]) -> Outcome<Embeddings> {
+    let bar = progress(files.len(), "images");
+    let mut parts = Vec::new();
+    for batch in files.chunks(32) {
+        parts.push(model.embed_images(batch)?);
+        bar.inc(batch.len() as u64);
+    }
+    bar.finish_and_clear();
+    Ok(Embeddings::concat(&parts)?)
+}

@@ -1,0 +1,203 @@
+//! [`ClipLoss`]: the symmetric cross-entropy over a batch of pairs (CLIP, arXiv 2103.00020, figure 3; symmetric InfoNCE).
+//!
+//! With unit embeddings xᵢ (images) and yⱼ (texts), the scale s and `logits_per_image` zᵢⱼ = s · xᵢ·yⱼ, pair i belongs to
+//! text i and to no other:
+//!
+//! ```text
+//! loss = ½ · [ −1/B Σᵢ log softmaxⱼ(zᵢⱼ)ᵢ  −  1/B Σⱼ log softmaxᵢ(zᵢⱼ)ⱼ ]
+//! ```
+
+use candle_core::{D, DType, Tensor};
+
+use crate::{Error, Result};
+
+/// The mean of the two cross-entropies, of each image over all texts and of each text over all images.
+///
+/// # Examples
+/// ```
+/// # fn main() -> diptych::Result<()> {
+/// use diptych::candle::{Device, Tensor};
+/// use diptych::loss::ClipLoss;
+/// let embeds = Tensor::new(&[[1f32, 0.], [0., 1.]], &Device::Cpu)?;
+/// let scale = Tensor::new(100f32, &Device::Cpu)?;
+/// let loss = ClipLoss::new().forward(&embeds, &embeds, &scale)?.to_scalar::<f32>()?;
+/// assert!(loss < 1e-6);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct ClipLoss;
+
+impl ClipLoss {
+    /// The loss; it has no settings.
+    #[must_use]
+    pub fn new() -> Self {
+        Self
+    }
+
+    /// The loss of a batch of pairs, with the graph kept. `logit_scale` is the factor itself, already exponentiated.
+    ///
+    /// # Shapes
+    /// `image_embeds` (B,D) and `text_embeds` (B,D), rows of unit length; `logit_scale` () or (1) → ().
+    ///
+    /// # Errors
+    /// When the shapes differ from these.
+    pub fn forward(&self, image_embeds: &Tensor, text_embeds: &Tensor, logit_scale: &Tensor) -> Result<Tensor> {
+        if image_embeds.rank() != 2 || image_embeds.dims() != text_embeds.dims() {
+            let (images, texts) = (image_embeds.dims(), text_embeds.dims());
+            let message = format!("expected (B, D) of both, found images {images:?} and texts {texts:?}");
+            return Err(Error::argument("image_embeds, text_embeds", message));
+        }
+        if logit_scale.elem_count() != 1 {
+            return Err(Error::argument("logit_scale", format!("expected one number, found {:?}", logit_scale.dims())));
+        }
+        let logits = image_embeds.matmul(&text_embeds.t()?)?.broadcast_mul(&logit_scale.reshape(())?)?;
+        self.from_logits(&logits)
+    }
+
+    /// The loss of `logits_per_image`, whose diagonal holds the true pairs, with the graph kept. Computed in f32 at least.
+    ///
+    /// # Shapes
+    /// `logits_per_image` (B,B) → ().
+    ///
+    /// # Errors
+    /// When the logits are not square, or there are none.
+    pub fn from_logits(&self, logits_per_image: &Tensor) -> Result<Tensor> {
+        let &[rows, columns] = logits_per_image.dims() else { return Err(not_square(logits_per_image)) };
+        if rows != columns || rows == 0 {
+            return Err(not_square(logits_per_image));
+        }
+        let logits = match logits_per_image.dtype() {
+            DType::F16 | DType::BF16 => logits_per_image.to_dtype(DType::F32)?,
+            _ => logits_per_image.clone(),
+        };
+        let pairs = Tensor::arange(0u32, rows as u32, logits.device())?.unsqueeze(1)?;
+        let diagonal = logits.gather(&pairs, D::Minus1)?.squeeze(1)?;
+        let both = (cross_entropy(&logits, &diagonal, 1)? + cross_entropy(&logits, &diagonal, 0)?)?;
+        Ok((both * 0.5)?)
+    }
+}
+
+/// The mean of −log softmax over `dim`, read on the diagonal.
+fn cross_entropy(logits: &Tensor, diagonal: &Tensor, dim: usize) -> Result<Tensor> {
+    // The maximum guards against overflow and cancels in the result: without `detach` it would cost a backward pass. It is
+    // taken off the diagonal before the logarithm is added, or a large one would swallow the small loss of a good pair.
+    let max = logits.max_keepdim(dim)?.detach();
+    let log_sum = logits.broadcast_sub(&max)?.exp()?.sum(dim)?.log()?;
+    Ok((log_sum - (diagonal - max.squeeze(dim)?)?)?.mean_all()?)
+}
+
+fn not_square(logits: &Tensor) -> Error {
+    Error::argument(
+        "logits_per_image",
+        format!("expected (B, B) with a true pair on the diagonal, found {:?}", logits.dims()),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    const IMAGES: [[f32; 3]; 4] = [[0.6, 0.8, 0.0], [0.0, -0.6, 0.8], [1.0, 0.0, 0.0], [0.48, 0.6, 0.64]];
+    const TEXTS: [[f32; 3]; 4] = [[0.8, 0.6, 0.0], [0.0, 0.0, 1.0], [0.6, 0.0, -0.8], [-0.48, 0.64, 0.6]];
+
+    fn var<const N: usize>(values: &[[f32; N]]) -> Var {
+        Var::from_slice(values.as_flattened(), (values.len(), N), &Device::Cpu).unwrap()
+    }
+
+    fn loss_of(images: &Tensor, texts: &Tensor, scale: f32) -> f32 {
+        let scale = Tensor::new(scale, &Device::Cpu).unwrap();
+        ClipLoss::new().forward(images, texts, &scale).unwrap().to_scalar::<f32>().unwrap()
+    }
+
+    fn close(found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len());
+        for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+            assert!((f - e).abs() < 5e-6, "value {i}: {f} against {e}");
+        }
+    }
+
+    // PyTorch 2.11 with IMAGES, TEXTS and s = 14.285714:
+    //   z = s * images @ texts.T; t = torch.arange(4); F = torch.nn.functional
+    //   loss = (F.cross_entropy(z, t) + F.cross_entropy(z.T, t)) / 2; loss.backward(); s.grad
+    #[test]
+    fn loss_and_gradients_equal_pytorch() {
+        let (images, texts) = (var(&IMAGES), var(&TEXTS));
+        let scale = Var::from_tensor(&Tensor::new(14.285_714f32, &Device::Cpu).unwrap()).unwrap();
+        let loss = ClipLoss::new().forward(images.as_tensor(), texts.as_tensor(), scale.as_tensor()).unwrap();
+        let gradients = loss.backward().unwrap();
+        let gradient = |v: &Var| gradients.get(v.as_tensor()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        close(&[loss.to_scalar().unwrap()], &[0.798_385_4]);
+        close(&gradient(&scale), &[0.039_884_73]);
+        #[rustfmt::skip]
+        close(&gradient(&images), &[
+            -0.159_580_4, -0.125_057_06, -0.033_113_927, -0.001_576_91, 0.002_102_783, -0.162_982_03,
+            0.430_687_73, 1.108_193_5, 1.395_906_4, 2.007_200_2, -0.230_311_8, -0.560_521_36,
+        ]);
+        #[rustfmt::skip]
+        close(&gradient(&texts), &[
+            2.413_547_5, 0.696_709_75, 0.939_242_3, 0.230_886_32, 0.387_535_9, 0.175_822_1,
+            -1.710_969_4, 0.045_156_714, 0.000_009_459_743, -0.821_123_36, -1.027_375_5, -1.108_223,
+        ]);
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        let (images, texts) = (var(&IMAGES), var(&TEXTS));
+        let scale = Tensor::new(5f32, &Device::Cpu).unwrap();
+        let loss = ClipLoss::new().forward(images.as_tensor(), texts.as_tensor(), &scale).unwrap();
+        let gradient = loss.backward().unwrap().get(texts.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+        let step = 1e-2;
+        for (i, row) in gradient.iter().enumerate() {
+            for (j, &found) in row.iter().enumerate() {
+                let moved = |by: f32| {
+                    let mut texts = TEXTS;
+                    texts[i][j] += by;
+                    loss_of(images.as_tensor(), &Tensor::new(&texts, &Device::Cpu).unwrap(), 5.0)
+                };
+                let expected = (moved(step) - moved(-step)) / (2.0 * step);
+                assert!((found - expected).abs() < 2e-3, "({i}, {j}): {found} against {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn large_logits_stay_finite() {
+        let opposite = Tensor::new(&[[-1f32, 0.], [0., -1.]], &Device::Cpu).unwrap();
+        let images = opposite.neg().unwrap();
+        assert_eq!(loss_of(&images, &opposite, 1e4), 1e4);
+        assert_eq!(loss_of(&images, &images, 1e4), 0.0);
+    }
+
+    #[test]
+    fn the_loss_of_equal_logits_is_the_logarithm_of_the_batch() {
+        let same = Tensor::new(&[[1f32, 0.], [1., 0.], [1., 0.]], &Device::Cpu).unwrap();
+        assert!((loss_of(&same, &same, 20.0) - 3f32.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn half_precision_is_summed_in_single() {
+        let (images, texts) = (var(&IMAGES), var(&TEXTS));
+        let half = |v: &Var| v.as_tensor().to_dtype(DType::F16).unwrap();
+        let scale = Tensor::new(&[5f32], &Device::Cpu).unwrap().to_dtype(DType::F16).unwrap();
+        let loss = ClipLoss::new().forward(&half(&images), &half(&texts), &scale).unwrap();
+        assert_eq!(loss.dtype(), DType::F32);
+        assert!((loss.to_scalar::<f32>().unwrap() - loss_of(&images, &texts, 5.0)).abs() < 1e-2);
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused_by_name() {
+        let tensor = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        let message = |images: &[usize], texts: &[usize], scale: &[usize]| {
+            ClipLoss::new().forward(&tensor(images), &tensor(texts), &tensor(scale)).unwrap_err().to_string()
+        };
+        assert!(message(&[2, 3], &[2, 4], &[]).contains("images [2, 3] and texts [2, 4]"));
+        assert!(message(&[2], &[2], &[]).contains("expected (B, D)"));
+        assert!(message(&[2, 3], &[2, 3], &[2]).starts_with("logit_scale"));
+        assert!(message(&[0, 3], &[0, 3], &[]).starts_with("logits_per_image"));
+        assert!(ClipLoss::new().from_logits(&tensor(&[2, 3])).is_err());
+    }
+}

@@ -1,0 +1,287 @@
+//! Saving so that a crash, a full disk or an error never leaves half of something.
+//!
+//! A file is written beside its place, flushed to the disk and renamed ([`write_atomic`]); a folder likewise
+//! ([`save_folder`]). [`save_safetensors`] writes equal bytes for equal tensors, one tensor after the other.
+
+use std::borrow::Borrow;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use serde_json::{Map, Value, json};
+
+use super::folder::{OPTIONAL_FILES, WEIGHTS, WEIGHTS_INDEX};
+use crate::{Error, Result};
+
+/// How the names of folders begin in which a save is under way, or was when the program ended.
+const STAGING: &str = ".saving-";
+/// How many numbers are turned into bytes at a time.
+const BLOCK: usize = 1 << 16;
+
+/// Writes the file `path` so that it has either its old or all of its new contents, whatever happens.
+///
+/// # Errors
+/// If `write` fails or the file cannot be written (no such folder, no permission, a full disk); `path` is as it was then.
+pub fn write_atomic(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let path = path.as_ref();
+    let publish = || -> io::Result<()> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".").suffix(".tmp");
+        // Temporary files are private by default; a saved model is as readable as any other new file.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = builder.tempfile_in(parent(path))?;
+        let mut buffered = BufWriter::with_capacity(1 << 20, file.as_file_mut());
+        write(&mut buffered)?;
+        buffered.flush()?;
+        drop(buffered);
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|e| e.error)?;
+        sync_folder(parent(path))
+    };
+    publish().map_err(|e| unwritable(path, &e))
+}
+
+/// Writes tensors of any device as a safetensors file, with `{"format": "pt"}` and `metadata` in its header.
+///
+/// Equal tensors give equal bytes: wider types come first, and within a type the names are sorted. Besides the tensors
+/// themselves at most one of them is held in memory, and that only where it is not contiguous or not on the CPU.
+///
+/// # Errors
+/// If two tensors have the same name, a type is none of safetensors', or the file cannot be written ([`write_atomic`]).
+pub fn save_safetensors<S: Into<String>, T: Borrow<Tensor>>(
+    path: impl AsRef<Path>,
+    tensors: impl IntoIterator<Item = (S, T)>,
+    metadata: &[(&str, &str)],
+) -> Result<()> {
+    let path = path.as_ref();
+    let mut sorted = BTreeMap::new();
+    for (name, tensor) in tensors {
+        let name = name.into();
+        if name == "__metadata__" || sorted.contains_key(&name) {
+            return Err(Error::file(path, format!("cannot be written: two tensors would be called '{name}'")));
+        }
+        sorted.insert(name, tensor);
+    }
+    let mut sorted: Vec<(String, T)> = sorted.into_iter().collect();
+    // Stable, so names stay sorted; wide types first keeps every tensor aligned to its type.
+    sorted.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.borrow().dtype().size_in_bytes()));
+    let header = header(path, &sorted, metadata)?;
+    write_atomic(path, |out| {
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        sorted.iter().try_for_each(|(_, tensor)| write_tensor(out, tensor.borrow()))
+    })
+}
+
+/// Saves a model folder: `write` puts its files (`config.json` among them, no subfolders) into the folder that it is given,
+/// which then takes the place of `dir`.
+///
+/// A new `dir` is there completely or not at all. In a model folder that is there already the files are replaced, those of
+/// the old model that the new one lacks are removed, and others stay. Where more than one file differs, `config.json` is taken
+/// away first and comes last: after a crash `dir` holds the old model, the new one, or no `config.json` and so no model; the
+/// next save repairs it.
+///
+/// # Errors
+/// If `dir` is a file, or a folder with other things in it than a model; if `write` fails or makes no `config.json`; if
+/// anything cannot be written.
+pub fn save_folder(dir: impl AsRef<Path>, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let dir = dir.as_ref();
+    if !dir.exists() {
+        return save_new(dir, write);
+    }
+    let entries = if dir.is_dir() {
+        list(dir)?
+    } else {
+        return Err(Error::file(dir, "is a file, where a folder is to be saved; choose another name"));
+    };
+    if !entries.is_empty() && !entries.iter().any(|name| name == "config.json" || name.starts_with(STAGING)) {
+        let message =
+            "is not overwritten: it is not empty and no model folder (no config.json is in it); choose another folder";
+        return Err(Error::file(dir, message));
+    }
+    let staging = tempfile::Builder::new().prefix(STAGING).tempdir_in(dir).map_err(|e| unwritable(dir, &e))?;
+    write(staging.path())?;
+    let files = finish(staging.path())?;
+    replace(dir, staging.path(), &files, &entries).map_err(|e| unwritable(dir, &e))
+}
+
+fn save_new(dir: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let parent = parent(dir);
+    let fail = |e: io::Error| unwritable(dir, &e);
+    std::fs::create_dir_all(parent).map_err(fail)?;
+    let prefix = format!(".{name}{STAGING}");
+    let staging = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).map_err(fail)?;
+    write(staging.path())?;
+    finish(staging.path())?;
+    std::fs::rename(staging.path(), dir).map_err(fail)?;
+    // Nothing is left to clean up under the temporary name.
+    let _ = staging.keep();
+    sync_folder(parent).map_err(fail)
+}
+
+/// Flushes what was written into the staging folder; its file names.
+fn finish(staging: &Path) -> Result<Vec<String>> {
+    let files = list(staging)?;
+    if !files.iter().any(|name| name == "config.json") {
+        return Err(Error::argument("write", "made no config.json, without which the folder is no model folder"));
+    }
+    for name in &files {
+        let path = staging.join(name);
+        if !path.is_file() {
+            return Err(Error::argument("write", format!("made '{name}', which is no file; a model folder is flat")));
+        }
+        let synced = File::options().write(true).open(&path).and_then(|file| file.sync_all());
+        synced.map_err(|e| unwritable(&path, &e))?;
+    }
+    sync_folder(staging).map_err(|e| unwritable(staging, &e))?;
+    Ok(files)
+}
+
+fn replace(dir: &Path, staging: &Path, files: &[String], old: &[String]) -> io::Result<()> {
+    let changed: Vec<&String> = files.iter().filter(|name| differs(&dir.join(name), &staging.join(name))).collect();
+    let obsolete: Vec<&String> = old.iter().filter(|name| belongs_to_model(name) && !files.contains(name)).collect();
+    // One file is replaced at once; between several the folder must not pass for a model.
+    let several = changed.len() + obsolete.len() > 1;
+    if several && dir.join("config.json").exists() {
+        std::fs::remove_file(dir.join("config.json"))?;
+        sync_folder(dir)?;
+    }
+    for name in obsolete {
+        std::fs::remove_file(dir.join(name))?;
+    }
+    for name in changed.iter().filter(|name| name.as_str() != "config.json") {
+        std::fs::rename(staging.join(name), dir.join(name))?;
+    }
+    sync_folder(dir)?;
+    if several || changed.iter().any(|name| name.as_str() == "config.json") {
+        std::fs::rename(staging.join("config.json"), dir.join("config.json"))?;
+        sync_folder(dir)?;
+    }
+    for left_over in old.iter().filter(|name| name.starts_with(STAGING)) {
+        std::fs::remove_dir_all(dir.join(left_over))?;
+    }
+    Ok(())
+}
+
+/// Weights count as different without a look: reading them would take longer than it saves.
+fn differs(old: &Path, new: &Path) -> bool {
+    let weights = new.extension().is_some_and(|extension| extension == "safetensors");
+    weights || !matches!((std::fs::read(old), std::fs::read(new)), (Ok(old), Ok(new)) if old == new)
+}
+
+fn belongs_to_model(name: &str) -> bool {
+    let shard = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+    OPTIONAL_FILES.contains(&name)
+        || [WEIGHTS, WEIGHTS_INDEX].contains(&name)
+        || shard.is_some_and(|numbers| numbers.contains("-of-"))
+}
+
+fn list(dir: &Path) -> Result<Vec<String>> {
+    let names = || -> io::Result<Vec<String>> {
+        std::fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    };
+    let mut names = names().map_err(|e| Error::file(dir, format!("cannot be read: {e}")))?;
+    names.sort();
+    Ok(names)
+}
+
+fn header<T: Borrow<Tensor>>(path: &Path, tensors: &[(String, T)], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
+    let mut info = Map::from_iter([("format".to_string(), Value::from("pt"))]);
+    info.extend(metadata.iter().map(|(key, value)| ((*key).to_string(), Value::from(*value))));
+    let mut header = Map::from_iter([("__metadata__".to_string(), Value::Object(info))]);
+    let mut start = 0;
+    for (name, tensor) in tensors {
+        let tensor = tensor.borrow();
+        let dtype = type_name(tensor.dtype()).ok_or_else(|| {
+            let context = format!("{}, tensor '{name}'", path.display());
+            Error::unsupported(
+                context,
+                "number type",
+                tensor.dtype().as_str(),
+                "f32, f16, bf16, f64, i64, i32, i16, u32, u8",
+            )
+        })?;
+        let end = start + tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let entry = json!({ "dtype": dtype, "shape": tensor.dims(), "data_offsets": [start, end] });
+        header.insert(name.clone(), entry);
+        start = end;
+    }
+    let mut bytes = Value::Object(header).to_string().into_bytes();
+    bytes.resize(bytes.len().next_multiple_of(8), b' ');
+    Ok(bytes)
+}
+
+fn type_name(dtype: DType) -> Option<&'static str> {
+    Some(match dtype {
+        DType::F32 => "F32",
+        DType::F16 => "F16",
+        DType::BF16 => "BF16",
+        DType::F64 => "F64",
+        DType::I64 => "I64",
+        DType::I32 => "I32",
+        DType::I16 => "I16",
+        DType::U32 => "U32",
+        DType::U8 => "U8",
+        _ => return None,
+    })
+}
+
+fn write_tensor(out: &mut dyn Write, tensor: &Tensor) -> io::Result<()> {
+    let tensor = tensor.to_device(&Device::Cpu).and_then(|t| t.contiguous()).map_err(io::Error::other)?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        return Err(io::Error::other("a tensor did not come to the CPU"));
+    };
+    match storage {
+        CpuStorage::F32(v) => write_numbers(out, &v[start..end], f32::to_le_bytes),
+        CpuStorage::F16(v) => write_numbers(out, &v[start..end], half::f16::to_le_bytes),
+        CpuStorage::BF16(v) => write_numbers(out, &v[start..end], half::bf16::to_le_bytes),
+        CpuStorage::F64(v) => write_numbers(out, &v[start..end], f64::to_le_bytes),
+        CpuStorage::I64(v) => write_numbers(out, &v[start..end], i64::to_le_bytes),
+        CpuStorage::I32(v) => write_numbers(out, &v[start..end], i32::to_le_bytes),
+        CpuStorage::I16(v) => write_numbers(out, &v[start..end], i16::to_le_bytes),
+        CpuStorage::U32(v) => write_numbers(out, &v[start..end], u32::to_le_bytes),
+        CpuStorage::U8(v) => out.write_all(&v[start..end]),
+        _ => Err(io::Error::other("a number type that safetensors does not know")),
+    }
+}
+
+fn write_numbers<T: Copy, const WIDTH: usize>(
+    out: &mut dyn Write,
+    numbers: &[T],
+    to_bytes: impl Fn(T) -> [u8; WIDTH],
+) -> io::Result<()> {
+    let mut bytes = vec![0; BLOCK.min(numbers.len()) * WIDTH];
+    for block in numbers.chunks(BLOCK) {
+        let bytes = &mut bytes[..block.len() * WIDTH];
+        for (place, number) in bytes.as_chunks_mut().0.iter_mut().zip(block) {
+            *place = to_bytes(*number);
+        }
+        out.write_all(bytes)?;
+    }
+    Ok(())
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Error {
+    Error::file(path, format!("cannot be written: {error}"))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes a rename in `dir` last through a power cut.
+#[cfg(unix)]
+fn sync_folder(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+// Elsewhere folders cannot be opened; the file system orders renames itself.
+#[cfg(not(unix))]
+fn sync_folder(_dir: &Path) -> io::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,173 @@
+"""Writes tests/golden/image/: small image files, and what the reference makes of them.
+
+    python tests/python/make_image_golden.py
+
+needs Pillow 13, numpy, safetensors and transformers 5.23. Everything is drawn from fixed seeds. The folder gets
+
+- image files of every format and channel layout,
+- resize.safetensors: `SOURCE` (H,W,3) and `SOURCE/FILTER/HxW` (H,W,3), u8, by PIL.Image.resize,
+- PROCESSOR.json: processor configurations as their classes save them,
+- pixels.safetensors: `PROCESSOR/FILE` (C,H,W), f32, the processor's pixel_values of PIL.Image.open(FILE), turned upright.
+"""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from safetensors.numpy import save_file
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+OUT = Path(__file__).resolve().parent.parent / "golden" / "image"
+FILTERS = ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+
+
+def photo(height, width, seed):
+    """Smooth shading with a few edges and a little noise, like a small photo; (H,W,3) u8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(height, width, 2)
+    channels = []
+    for _ in range(3):
+        a, b, c, d = rng.uniform(1, 5, 4)
+        wave = 127 + 55 * np.sin(a * x + b * y + c) + 45 * np.cos(d * x * y + a)
+        wave += 40 * ((x - rng.uniform()) ** 2 + (y - rng.uniform()) ** 2 < 0.05)
+        channels.append(wave + rng.normal(0, 3, wave.shape))
+    return np.stack(channels, -1).clip(0, 255).astype(np.uint8)
+
+
+def noise(height, width, seed):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def png(path, rows, depth, colour, extra=b""):
+    """A PNG of raw rows, for the layouts that Pillow does not write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = rows[0]
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    data = b"".join(b"\0" + row for row in rows[1])
+    body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(data, 9)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def png16(path, array, colour):
+    rows = [row.astype(">u2").tobytes() for row in array]
+    png(path, (array.shape[:2], rows), 16, colour)
+
+
+def write_inputs():
+    rgb = photo(37, 50, 1)
+    image = Image.fromarray(rgb)
+    alpha = np.linspace(0, 255, 37 * 50).reshape(37, 50).astype(np.uint8)
+    grey = image.convert("L")
+
+    image.save(OUT / "rgb.png")
+    Image.fromarray(photo(61, 23, 2)).save(OUT / "tall.png")
+    Image.fromarray(photo(9, 70, 3)).save(OUT / "wide.png")
+    Image.fromarray(photo(5, 7, 4)).save(OUT / "small.png")
+    Image.fromarray(noise(1, 1, 5)).save(OUT / "one.png")
+    Image.fromarray(noise(1, 20, 6)).save(OUT / "row.png")
+    Image.fromarray(noise(20, 1, 7)).save(OUT / "column.png")
+    grey.save(OUT / "grey.png")
+    Image.fromarray(np.dstack([np.array(grey), alpha])).save(OUT / "grey_alpha.png")
+    Image.fromarray(np.dstack([rgb, alpha])).save(OUT / "rgba.png")
+    image.quantize(20).save(OUT / "palette.png")
+    transparent = image.quantize(20)
+    transparent.save(OUT / "palette_transparent.png", transparency=bytes([0, 60, 255, 128] * 5))
+    transparent.save(OUT / "palette_one_transparent.png", transparency=3)
+    grey.save(OUT / "grey_transparent.png", transparency=int(np.median(np.array(grey))))
+    image.save(OUT / "rgb_transparent.png", transparency=tuple(int(v) for v in rgb[10, 10]))
+    grey.convert("1").save(OUT / "one_bit.png")
+    grey.quantize(4).save(OUT / "palette_two_bit.png", bits=2)
+
+    deep = rgb.astype(np.uint16) * 256 + noise(37, 50, 8)
+    png16(OUT / "rgb16.png", deep[:16, :20], 2)
+    png16(OUT / "rgba16.png", np.dstack([deep, alpha.astype(np.uint16) * 256 + 17])[:16, :20], 6)
+    png16(OUT / "grey_alpha16.png", np.dstack([deep[..., 0], alpha.astype(np.uint16) * 256 + 200])[:16, :20], 4)
+    png16(OUT / "grey16.png", deep[:16, :20, 0], 0)
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(OUT / "exif.png", exif=exif)
+
+    picture = Image.fromarray(photo(48, 64, 9))
+    picture.save(OUT / "baseline.jpg", quality=90)
+    picture.save(OUT / "progressive.jpg", quality=90, progressive=True)
+    picture.save(OUT / "full_chroma.jpg", quality=90, subsampling=0)
+    picture.convert("L").save(OUT / "grey.jpg", quality=90)
+    picture.convert("CMYK").save(OUT / "cmyk.jpg", quality=90)
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        Image.fromarray(photo(16, 24, 10)).save(OUT / f"exif{orientation}.jpg", quality=90, exif=exif)
+
+    image.save(OUT / "lossless.webp", lossless=True)
+    Image.fromarray(np.dstack([rgb, alpha])).save(OUT / "alpha.webp", lossless=True, exact=True)
+    image.save(OUT / "lossy.webp", quality=90)
+    image.save(OUT / "still.gif")
+    transparent.save(OUT / "transparent.gif", transparency=3)
+    frames = [Image.fromarray(photo(16, 20, seed)).quantize(16) for seed in (11, 12)]
+    frames[0].save(OUT / "animated.gif", save_all=True, append_images=frames[1:])
+    image.crop((0, 0, 25, 20)).save(OUT / "rgb.bmp")
+    grey.crop((0, 0, 25, 20)).save(OUT / "grey.bmp")
+    image.quantize(16).crop((0, 0, 25, 20)).save(OUT / "palette.bmp")
+
+
+def processors():
+    small = {"size": {"shortest_edge": 16}, "crop_size": {"height": 14, "width": 14}}
+    return {
+        "clip": CLIPImageProcessorPil(size={"shortest_edge": 14}, crop_size=12),
+        "clip_pad": CLIPImageProcessorPil(do_resize=False, crop_size={"height": 12, "width": 15}),
+        "dinov2": BitImageProcessorPil(**small, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]),
+        "vit": ViTImageProcessorPil(size=12),
+        "deit": DeiTImageProcessorPil(size=16, crop_size=13),
+        "siglip": SiglipImageProcessorPil(size={"height": 10, "width": 13}),
+        "blip": BlipImageProcessorPil(size=11, resample=1),
+        "edges": CLIPImageProcessorPil(
+            size={"shortest_edge": 12, "longest_edge": 16}, do_center_crop=False, do_normalize=False
+        ),
+        "raw": CLIPImageProcessorPil(size={"shortest_edge": 12}, resample=0, crop_size=11, do_rescale=False),
+    }
+
+
+def main():
+    OUT.mkdir(parents=True, exist_ok=True)
+    for old in OUT.iterdir():
+        old.unlink()
+    write_inputs()
+
+    resized = {}
+    sources = {"photo": photo(31, 45, 20), "noise": noise(17, 13, 21), "row": noise(1, 9, 22), "one": noise(1, 1, 23)}
+    sizes = {"photo": [(16, 16), (40, 20), (31, 11), (7, 45), (1, 1)], "noise": [(23, 29), (17, 13), (5, 13), (2, 3)]}
+    for name, array in sources.items():
+        resized[name] = array
+        for height, width in sizes.get(name, [(4, 6), (3, 1)]):
+            for number, filter in enumerate(FILTERS):
+                result = Image.fromarray(array).resize((width, height), resample=number)
+                resized[f"{name}/{filter}/{height}x{width}"] = np.array(result)
+    save_file(resized, OUT / "resize.safetensors")
+
+    pixels = {}
+    files = sorted(path.name for path in OUT.iterdir() if path.suffix in {".png", ".jpg", ".webp", ".gif", ".bmp"})
+    few = ["rgb.png", "tall.png", "wide.png", "small.png", "one.png", "row.png", "column.png"]
+    for name, processor in processors().items():
+        (OUT / f"{name}.json").write_text(processor.to_json_string())
+        for file in files if name == "clip" else few:
+            # Pillow clips 16-bit grey at 255 instead of scaling it: nothing to compare with.
+            if file == "grey16.png":
+                continue
+            image = ImageOps.exif_transpose(Image.open(OUT / file))
+            pixels[f"{name}/{file}"] = processor(image, return_tensors="np")["pixel_values"][0]
+    save_file(pixels, OUT / "pixels.safetensors")
+    print(f"{sum(path.stat().st_size for path in OUT.iterdir()) / 1e3:.0f} kB in {OUT}")
+
+
+if __name__ == "__main__":
+    main()
