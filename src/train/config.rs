@@ -70,11 +70,13 @@ impl TrainConfig {
     /// [`Argument`](crate::ErrorKind::Argument) if there is none, or a batch has no pair to compare with.
     pub fn steps(&self, images: usize) -> Result<usize> {
         if self.batch_size < 2 {
-            let message = format!("is {}; at least 2 are needed, because pairs are told apart within a batch", self.batch_size);
+            let message =
+                format!("is {}; at least 2 are needed, because pairs are told apart within a batch", self.batch_size);
             return Err(Error::argument("batch_size", message));
         }
         if self.batch_size > images {
-            let message = format!("is {}, more than the {images} training images; choose a smaller one", self.batch_size);
+            let message =
+                format!("is {}, more than the {images} training images; choose a smaller one", self.batch_size);
             return Err(Error::argument("batch_size", message));
         }
         if self.epochs == 0 {

@@ -29,11 +29,11 @@ pub fn evaluate_retrieval(
 ) -> Result<RetrievalReport> {
     let images = pool_images(model, &paths(folder.as_ref(), split.images()), workers, &mut progress)?;
     let texts = pool_texts(model, &split.flat_captions().0, &mut progress)?;
-    report(model, split, &images, &texts)
+    recalls(model, split, &images, &texts)
 }
 
 /// Recall from the pooled outputs of a split's images (N,E) and all its captions (M,E).
-pub(super) fn report(model: &ClipModel, split: &Split, images: &Tensor, texts: &Tensor) -> Result<RetrievalReport> {
+pub(super) fn recalls(model: &ClipModel, split: &Split, images: &Tensor, texts: &Tensor) -> Result<RetrievalReport> {
     let pairs = CaptionPairs::new(split.image_count(), &split.flat_captions().1)?;
     let images = Embeddings::from_features(&model.project_image(images)?)?;
     let texts = Embeddings::from_features(&model.project_text(texts)?)?;

@@ -13,13 +13,12 @@ use super::config::{Evaluation, TrainConfig};
 use super::gradient_check::check_gradients;
 use super::halves::{Images, Texts};
 use super::optimizer::{AdamW, ParamGroup};
-use super::pooled::{paths, report};
+use super::pooled::{paths, recalls};
 use super::progress::{Progress, Step, TrainReport};
 use crate::data::{Sampler, Split};
 use crate::logit_scale::LogitScale;
 use crate::loss::ClipLoss;
 use crate::model::ClipConfig;
-use crate::retrieval::RetrievalReport;
 use crate::{ClipModel, ErrorKind, Result};
 
 /// Parameters whose gradient is zero by mathematics: softmax does not see what is added to all keys.
@@ -75,7 +74,7 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// [`Argument`](ErrorKind::Argument) if the recipe does not fit the split; [`Training`](ErrorKind::Training) if a trainable parameter gets no
-    /// gradient in the first step, or a loss or gradient is not finite, with the batch's images; any error of reading an image.
+    /// gradient in the first step, or a loss or gradient is not finite, with the batch's images; [`File`](ErrorKind::File) if images are missing, and any error of reading one.
     pub fn fit(
         mut self,
         train: &Split,
@@ -86,6 +85,7 @@ impl<'a> Trainer<'a> {
         let steps = self.config.steps(train.image_count())?;
         let started = Instant::now();
         let folder = folder.as_ref();
+        [Some(train), evaluation].into_iter().flatten().try_for_each(|split| split.check_images(folder))?;
         let test_files: Vec<PathBuf> = evaluation.map(|split| paths(folder, split.images())).unwrap_or_default();
         let test_texts = evaluation.map(|split| split.flat_captions().0).unwrap_or_default();
         let train_files = paths(folder, train.images());
@@ -99,7 +99,7 @@ impl<'a> Trainer<'a> {
                 let workers = self.config.workers;
                 let image_pooled = images.evaluation(self.model, &test_files, workers, &mut progress)?;
                 let text_pooled = texts.evaluation(self.model, &test_texts, &mut progress)?;
-                let report: RetrievalReport = report(self.model, split, &image_pooled, &text_pooled)?;
+                let report = recalls(self.model, split, &image_pooled, &text_pooled)?;
                 progress(&Progress::Evaluated { epoch: epoch + 1, report });
                 found = Some(report);
             }
