@@ -242,7 +242,7 @@ impl<'a> Fields<'a> {
         let filter = match self.get("resample") {
             None => default.map_or(Filter::Bilinear, |resize| resize.filter),
             Some(value) => value.as_u64().and_then(Filter::from_pillow).ok_or_else(|| {
-                let supported = "0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5 hamming";
+                let supported = "0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5 hamming, 6 mks2013, 7 mks2021";
                 self.error("resample", format!("{value} is no filter of Pillow; supported: {supported}"))
             })?,
         };
@@ -396,7 +396,7 @@ mod tests {
             ("size", json!({"height": 3})),
             ("size", json!([])),
             ("size", json!(true)),
-            ("resample", json!(6)),
+            ("resample", json!(8)),
             ("resample", json!("bicubic")),
             ("image_mean", json!([0.5, 0.5])),
             ("image_std", json!([0.5, 0.0, 0.5])),

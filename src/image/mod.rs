@@ -9,7 +9,8 @@
 //! images agree byte for byte, pixel values of lossless files to 1e-6.
 //!
 //! # Where this differs from the reference
-//! - **JPEG** and lossy WebP are decoded by another decoder, whose colours may differ by 4 of 255 levels.
+//! - **JPEG** and lossy WebP are decoded by another decoder, whose colours differ by up to 4 of 255 levels; on photos
+//!   that are enlarged, two or three pixel values in ten million by up to 6.
 //! - **16-bit grey** keeps its upper 8 bits, as 16-bit colour does in both; Pillow clips it at 255 and gives a white image.
 //! - **Grey, palette, transparent and CMYK images** are converted to RGB by every processor. In the reference those
 //!   without `do_convert_rgb` (ViT, DeiT) fail on them; here they drop the alpha channel.

@@ -1,13 +1,17 @@
 //! Resampling of 8-bit RGB images, equal to Pillow's `Image.resize` byte for byte.
 //!
 //! Every output pixel is a weighted mean of the input pixels under a filter that is stretched by the reduction factor:
-//! `out[x] = Σ w[x,i]·in[i]`, with weights rounded to 22-bit fixed point, first along the rows, then along the columns,
-//! and rounded to 8 bits in between. An axis whose length stays as it is gets no pass. `Filter::Nearest` takes the pixel
-//! under the centre instead.
+//! `out[x] = Σ w[x,i]·in[i]`, with weights rounded to 22-bit fixed point, along one axis, then along the other, and rounded
+//! to 8 bits in between. An axis whose length stays as it is gets no pass. `Filter::Nearest` takes the pixel under the
+//! centre instead.
+//!
+//! Which axis comes first shows in the bytes. Up to version 12 it was always the rows; Pillow 13 starts with the columns where
+//! the height shrinks by more than twice as many pixels as the width (python-pillow/Pillow#9549).
 //!
 //! Reference: Pillow 13, `src/libImaging/Resample.c` and `Geometry.c` (for the nearest pixel).
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use ::image::RgbImage;
 use serde::{Deserialize, Serialize};
@@ -37,15 +41,28 @@ pub enum Filter {
     Box,
     /// Hamming-windowed sinc over two pixels; Pillow's 5.
     Hamming,
+    /// Magic Kernel Sharp 2013 over five pixels; Pillow's 6.
+    Mks2013,
+    /// Magic Kernel Sharp 2021 over nine pixels; Pillow's 7.
+    Mks2021,
 }
 
 impl Filter {
+    const ALL: [Self; 8] = [
+        Self::Nearest,
+        Self::Lanczos,
+        Self::Bilinear,
+        Self::Bicubic,
+        Self::Box,
+        Self::Hamming,
+        Self::Mks2013,
+        Self::Mks2021,
+    ];
+
     /// The filter with the given number in Pillow, as `resample` in a `preprocessor_config.json` has it.
     #[must_use]
     pub fn from_pillow(number: u64) -> Option<Self> {
-        [Self::Nearest, Self::Lanczos, Self::Bilinear, Self::Bicubic, Self::Box, Self::Hamming]
-            .into_iter()
-            .find(|filter| u64::from(filter.pillow()) == number)
+        Self::ALL.into_iter().find(|filter| u64::from(filter.pillow()) == number)
     }
 
     /// The filter's number in Pillow.
@@ -58,6 +75,8 @@ impl Filter {
             Self::Bicubic => 3,
             Self::Box => 4,
             Self::Hamming => 5,
+            Self::Mks2013 => 6,
+            Self::Mks2021 => 7,
         }
     }
 
@@ -67,7 +86,9 @@ impl Filter {
             Self::Nearest | Self::Box => 0.5,
             Self::Bilinear | Self::Hamming => 1.0,
             Self::Bicubic => 2.0,
+            Self::Mks2013 => 2.5,
             Self::Lanczos => 3.0,
+            Self::Mks2021 => 4.5,
         }
     }
 
@@ -86,6 +107,8 @@ impl Filter {
             Self::Bicubic => cubic(distance),
             Self::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
             Self::Lanczos => 0.0,
+            Self::Mks2013 => magic_2013(distance),
+            Self::Mks2021 => magic_2021(distance),
         }
     }
 }
@@ -107,6 +130,30 @@ fn cubic(distance: f64) -> f64 {
         (((distance - 5.0) * distance + 8.0) * distance - 4.0) * A
     } else {
         0.0
+    }
+}
+
+/// Costella's Magic Kernel Sharp of 2013 (<https://johncostella.com/magic/>).
+fn magic_2013(distance: f64) -> f64 {
+    let square = distance * distance;
+    match distance {
+        ..=0.5 => 17.0 / 16.0 - 7.0 / 4.0 * square,
+        ..=1.5 => square - 11.0 / 4.0 * distance + 7.0 / 4.0,
+        ..=2.5 => -1.0 / 8.0 * square + 5.0 / 8.0 * distance - 25.0 / 32.0,
+        _ => 0.0,
+    }
+}
+
+/// Costella's Magic Kernel Sharp of 2021 (<https://johncostella.com/magic/>).
+fn magic_2021(distance: f64) -> f64 {
+    let square = distance * distance;
+    match distance {
+        ..=0.5 => 577.0 / 576.0 - 239.0 / 144.0 * square,
+        ..=1.5 => (140.0 * square - 379.0 * distance + 239.0) / 144.0,
+        ..=2.5 => -(24.0 * square - 113.0 * distance + 130.0) / 144.0,
+        ..=3.5 => (4.0 * square - 27.0 * distance + 45.0) / 144.0,
+        ..=4.5 => -(4.0 * square - 36.0 * distance + 81.0) / 1152.0,
+        _ => 0.0,
     }
 }
 
@@ -152,10 +199,22 @@ pub(crate) fn resize_window(image: &RgbImage, size: ImageSize, filter: Filter, w
         nearest(image, horizontal, vertical)
     } else {
         let columns = Weights::new(horizontal, filter);
-        // Square images reduced to squares, and all others that keep both lengths, need the weights once.
+        // Square images that become squares need the weights once.
         let rows =
             if vertical == horizontal { Cow::Borrowed(&columns) } else { Cow::Owned(Weights::new(vertical, filter)) };
-        convolve(image, &columns, &rows)
+        let image = Part {
+            bytes: Cow::Borrowed(image.as_raw().as_slice()),
+            stride: image.width() as usize * 3,
+            top: 0,
+            left: 0,
+        };
+        if columns_first(horizontal, vertical) {
+            let low = vertical_pass(&image, &rows, columns.span());
+            horizontal_pass(&low, &columns, 0..rows.runs.len()).bytes.into_owned()
+        } else {
+            let narrow = horizontal_pass(&image, &columns, rows.span());
+            vertical_pass(&narrow, &rows, 0..columns.runs.len()).bytes.into_owned()
+        }
     };
     RgbImage::from_raw(window.width, window.height, bytes)
         .ok_or_else(|| Error::argument("size", format!("an image of {size} pixels does not fit into memory")))
@@ -230,6 +289,12 @@ impl Weights {
         Self { runs, weights, stride }
     }
 
+    /// The input pixels that any of the runs reads.
+    fn span(&self) -> Range<usize> {
+        let start = self.runs.iter().map(|&(start, _)| start).min().unwrap_or(0);
+        start..self.runs.iter().map(|&(start, n)| start + n).max().unwrap_or(0)
+    }
+
     fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
         self.runs.iter().zip(self.weights.chunks_exact(self.stride)).map(|(&(start, n), row)| (start, &row[..n]))
     }
@@ -250,37 +315,64 @@ fn to_u8(sum: i32) -> u8 {
     (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// Both passes. Only the rows that the second pass reads go through the first.
-fn convolve(image: &RgbImage, columns: &Weights, rows: &Weights) -> Vec<u8> {
-    let first_row = rows.runs.iter().map(|&(start, _)| start).min().unwrap_or(0);
-    let last_row = rows.runs.iter().map(|&(start, n)| start + n).max().unwrap_or(0);
-    let input_stride = image.width() as usize * 3;
-    let output_stride = columns.runs.len() * 3;
-    let input = &image.as_raw()[first_row * input_stride..last_row * input_stride];
-    let mut narrow = vec![0; (last_row - first_row) * output_stride];
-    for (row, out) in input.chunks_exact(input_stride).zip(narrow.chunks_exact_mut(output_stride.max(1))) {
-        if columns.is_copy() {
-            let start = columns.runs.first().map_or(0, |&(start, _)| start * 3);
-            out.copy_from_slice(&row[start..start + out.len()]);
-        } else {
-            horizontal(row, columns, out);
-        }
-    }
-    if rows.is_copy() {
-        return narrow;
-    }
-    let mut output = vec![0; rows.runs.len() * output_stride];
-    for ((start, weights), out) in rows.iter().zip(output.chunks_exact_mut(output_stride.max(1))) {
-        vertical(&narrow[(start - first_row) * output_stride..], weights, out);
-    }
-    output
+/// Whether Pillow 13 goes along the columns first.
+fn columns_first(horizontal: Axis, vertical: Axis) -> bool {
+    let loss = |axis: Axis| i64::from(axis.input) - i64::from(axis.output);
+    loss(vertical) > 0 && loss(vertical) > 2 * loss(horizontal)
 }
 
-/// One row: every output pixel is the weighted sum of its run of input pixels.
-fn horizontal(row: &[u8], columns: &Weights, out: &mut [u8]) {
+/// Some rows and columns of an image, and where in it they begin.
+struct Part<'a> {
+    bytes: Cow<'a, [u8]>,
+    /// Bytes a row.
+    stride: usize,
+    top: usize,
+    left: usize,
+}
+
+impl Part<'_> {
+    /// The bytes from the given pixel of the image on.
+    fn starting_at(&self, row: usize, column: usize) -> &[u8] {
+        &self.bytes[(row - self.top) * self.stride + (column - self.left) * 3..]
+    }
+}
+
+/// Resizes `rows` of `part` along the rows. What comes out begins at the wanted columns' first.
+fn horizontal_pass(part: &Part, columns: &Weights, rows: Range<usize>) -> Part<'static> {
+    let stride = columns.runs.len() * 3;
+    let first = columns.span().start;
+    let mut bytes = vec![0; rows.len() * stride];
+    for (row, out) in rows.clone().zip(bytes.chunks_exact_mut(stride.max(1))) {
+        let pixels = part.starting_at(row, first);
+        if columns.is_copy() {
+            out.copy_from_slice(&pixels[..stride]);
+        } else {
+            horizontal(pixels, first, columns, out);
+        }
+    }
+    Part { bytes: Cow::Owned(bytes), stride, top: rows.start, left: 0 }
+}
+
+/// Resizes `columns` of `part` along the columns. What comes out begins at the wanted rows' first.
+fn vertical_pass(part: &Part, rows: &Weights, columns: Range<usize>) -> Part<'static> {
+    let stride = columns.len() * 3;
+    let mut bytes = vec![0; rows.runs.len() * stride];
+    for ((start, weights), out) in rows.iter().zip(bytes.chunks_exact_mut(stride.max(1))) {
+        let pixels = part.starting_at(start, columns.start);
+        if rows.is_copy() {
+            out.copy_from_slice(&pixels[..stride]);
+        } else {
+            vertical(pixels, part.stride, weights, out);
+        }
+    }
+    Part { bytes: Cow::Owned(bytes), stride, top: 0, left: columns.start }
+}
+
+/// One row, of which `pixels` begins at column `first`: every output pixel is the weighted sum of its run.
+fn horizontal(pixels: &[u8], first: usize, columns: &Weights, out: &mut [u8]) {
     for ((start, weights), out) in columns.iter().zip(out.chunks_exact_mut(3)) {
         let mut sums = [HALF; 3];
-        for (pixel, &weight) in row[start * 3..].chunks_exact(3).zip(weights) {
+        for (pixel, &weight) in pixels[(start - first) * 3..].chunks_exact(3).zip(weights) {
             for (sum, &value) in sums.iter_mut().zip(pixel) {
                 *sum += i32::from(value) * weight;
             }
@@ -291,16 +383,15 @@ fn horizontal(row: &[u8], columns: &Weights, out: &mut [u8]) {
     }
 }
 
-/// One output row: the weighted sum of the first `weights.len()` rows, a stretch of columns at a time so that the sums
+/// One output row: the weighted sum of rows that lie `stride` bytes apart, a stretch of columns at a time so that the sums
 /// stay in registers.
-fn vertical(rows: &[u8], weights: &[i32], out: &mut [u8]) {
+fn vertical(rows: &[u8], stride: usize, weights: &[i32], out: &mut [u8]) {
     const LANES: usize = 32;
-    let stride = out.len();
     let mut stretches = out.chunks_exact_mut(LANES);
     let mut column = 0;
     for out in &mut stretches {
         let mut sums = [HALF; LANES];
-        for (row, &weight) in rows.chunks_exact(stride).zip(weights) {
+        for (row, &weight) in rows.chunks(stride).zip(weights) {
             for (sum, &value) in sums.iter_mut().zip(&row[column..column + LANES]) {
                 *sum += i32::from(value) * weight;
             }
@@ -343,19 +434,20 @@ mod tests {
         })
     }
 
-    const FILTERS: [Filter; 6] =
-        [Filter::Nearest, Filter::Lanczos, Filter::Bilinear, Filter::Bicubic, Filter::Box, Filter::Hamming];
-
     #[test]
     fn a_window_of_the_result_is_the_same_part_of_the_whole_result() {
-        let image = noise(53, 37);
-        let size = ImageSize { height: 61, width: 24 };
-        let window = Window { top: 7, left: 3, height: 40, width: 17 };
-        for filter in FILTERS {
-            let whole = resize(&image, size, filter).unwrap();
-            let part = resize_window(&image, size, filter, window).unwrap();
-            for (x, y, pixel) in part.enumerate_pixels() {
-                assert_eq!(pixel, whole.get_pixel(x + window.left, y + window.top), "{filter:?} at {x},{y}");
+        let window = Window { top: 7, left: 3, height: 20, width: 17 };
+        for (image, size) in [
+            (noise(53, 37), ImageSize { height: 61, width: 24 }),
+            (noise(37, 80), ImageSize { height: 31, width: 35 }),
+            (noise(37, 31), ImageSize { height: 31, width: 21 }),
+        ] {
+            for filter in Filter::ALL {
+                let whole = resize(&image, size, filter).unwrap();
+                let part = resize_window(&image, size, filter, window).unwrap();
+                for (x, y, pixel) in part.enumerate_pixels() {
+                    assert_eq!(pixel, whole.get_pixel(x + window.left, y + window.top), "{size} {filter:?} at {x},{y}");
+                }
             }
         }
     }
@@ -363,7 +455,7 @@ mod tests {
     #[test]
     fn an_unchanged_size_gives_the_same_bytes() {
         let image = noise(19, 23);
-        for filter in FILTERS {
+        for filter in Filter::ALL {
             assert_eq!(resize(&image, ImageSize { height: 23, width: 19 }, filter).unwrap(), image, "{filter:?}");
         }
     }
@@ -371,7 +463,7 @@ mod tests {
     #[test]
     fn one_colour_stays_that_colour() {
         let image = RgbImage::from_pixel(31, 12, ::image::Rgb([0, 128, 255]));
-        for filter in FILTERS {
+        for filter in Filter::ALL {
             let small = resize(&image, ImageSize { height: 5, width: 50 }, filter).unwrap();
             assert!(small.pixels().all(|pixel| pixel.0 == [0, 128, 255]), "{filter:?}");
         }
@@ -379,10 +471,10 @@ mod tests {
 
     #[test]
     fn pillow_numbers_go_both_ways() {
-        for number in 0..6 {
+        for number in 0..8 {
             assert_eq!(Filter::from_pillow(number).map(|f| u64::from(f.pillow())), Some(number));
         }
-        assert_eq!(Filter::from_pillow(6), None);
+        assert_eq!(Filter::from_pillow(8), None);
     }
 
     #[test]

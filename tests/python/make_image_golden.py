@@ -25,7 +25,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 OUT = Path(__file__).resolve().parent.parent / "golden" / "image"
-FILTERS = ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+FILTERS = ["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming", "mks2013", "mks2021"]
 
 
 def photo(height, width, seed):
@@ -64,9 +64,9 @@ def png16(path, array, colour):
 
 
 def write_inputs():
-    rgb = photo(37, 50, 1)
+    rgb = photo(29, 38, 1)
     image = Image.fromarray(rgb)
-    alpha = np.linspace(0, 255, 37 * 50).reshape(37, 50).astype(np.uint8)
+    alpha = np.linspace(0, 255, 29 * 38).reshape(29, 38).astype(np.uint8)
     grey = image.convert("L")
 
     image.save(OUT / "rgb.png")
@@ -88,7 +88,7 @@ def write_inputs():
     grey.convert("1").save(OUT / "one_bit.png")
     grey.quantize(4).save(OUT / "palette_two_bit.png", bits=2)
 
-    deep = rgb.astype(np.uint16) * 256 + noise(37, 50, 8)
+    deep = rgb.astype(np.uint16) * 256 + noise(29, 38, 8)
     png16(OUT / "rgb16.png", deep[:16, :20], 2)
     png16(OUT / "rgba16.png", np.dstack([deep, alpha.astype(np.uint16) * 256 + 17])[:16, :20], 6)
     png16(OUT / "grey_alpha16.png", np.dstack([deep[..., 0], alpha.astype(np.uint16) * 256 + 200])[:16, :20], 4)
@@ -98,7 +98,7 @@ def write_inputs():
     exif[0x0112] = 6
     image.save(OUT / "exif.png", exif=exif)
 
-    picture = Image.fromarray(photo(48, 64, 9))
+    picture = Image.fromarray(photo(40, 52, 9))
     picture.save(OUT / "baseline.jpg", quality=90)
     picture.save(OUT / "progressive.jpg", quality=90, progressive=True)
     picture.save(OUT / "full_chroma.jpg", quality=90, subsampling=0)
@@ -124,7 +124,7 @@ def processors():
     small = {"size": {"shortest_edge": 16}, "crop_size": {"height": 14, "width": 14}}
     return {
         "clip": CLIPImageProcessorPil(size={"shortest_edge": 14}, crop_size=12),
-        "clip_pad": CLIPImageProcessorPil(do_resize=False, crop_size={"height": 12, "width": 15}),
+        "clip_pad": CLIPImageProcessorPil(do_resize=False, crop_size={"height": 12, "width": 13}),
         "dinov2": BitImageProcessorPil(**small, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]),
         "vit": ViTImageProcessorPil(size=12),
         "deit": DeiTImageProcessorPil(size=16, crop_size=13),
@@ -144,8 +144,9 @@ def main():
     write_inputs()
 
     resized = {}
-    sources = {"photo": photo(31, 45, 20), "noise": noise(17, 13, 21), "row": noise(1, 9, 22), "one": noise(1, 1, 23)}
-    sizes = {"photo": [(16, 16), (40, 20), (31, 11), (7, 45), (1, 1)], "noise": [(23, 29), (17, 13), (5, 13), (2, 3)]}
+    sources = {"photo": photo(31, 43, 20), "noise": noise(17, 13, 21), "row": noise(1, 9, 22), "one": noise(1, 1, 23)}
+    # 31×43 to 9×33 and 11×33: the height loses more than twice as many pixels as the width, and exactly twice as many.
+    sizes = {"photo": [(16, 16), (31, 11), (7, 43), (9, 33), (11, 33), (1, 1)], "noise": [(19, 16), (17, 13), (5, 13), (7, 9), (2, 30)]}
     for name, array in sources.items():
         resized[name] = array
         for height, width in sizes.get(name, [(4, 6), (3, 1)]):
