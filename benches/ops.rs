@@ -72,7 +72,8 @@ fn measure(name: &str, flops: f64, run: impl Fn() -> Result<Tensor>) -> Result<(
         times[times.len() / 2]
     };
     let (forward, backward) = (median(&mut forward), median(&mut backward));
-    let rate = |flops: f64, seconds: f64| if flops > 0.0 { format!("{:.0}", flops / seconds / 1e9) } else { String::new() };
+    let rate =
+        |flops: f64, seconds: f64| if flops > 0.0 { format!("{:.0}", flops / seconds / 1e9) } else { String::new() };
     println!(
         "{name:<24}{:>12.2}{:>12}{:>12.2}{:>12}",
         forward * 1e3,

@@ -116,7 +116,8 @@ impl Error {
         found: impl Into<String>,
         supported: impl Into<String>,
     ) -> Self {
-        ErrorKind::Unsupported { context: context.into(), what, found: found.into(), supported: supported.into() }.into()
+        ErrorKind::Unsupported { context: context.into(), what, found: found.into(), supported: supported.into() }
+            .into()
     }
 }
 

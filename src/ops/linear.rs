@@ -46,7 +46,11 @@ fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
     if x.dims().last() != Some(&inputs) {
         return Err(Error::argument(
             "x",
-            format!("has shape {:?}, whose last size is not the {inputs} inputs of weight {:?}", x.dims(), weight.dims()),
+            format!(
+                "has shape {:?}, whose last size is not the {inputs} inputs of weight {:?}",
+                x.dims(),
+                weight.dims()
+            ),
         ));
     }
     match bias {

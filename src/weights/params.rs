@@ -166,7 +166,9 @@ impl Parameters {
     /// Puts `prefix.` in front of every name.
     #[must_use]
     pub fn prefixed(&self, prefix: &str) -> Self {
-        Self { tensors: self.tensors.iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor.clone())).collect() }
+        Self {
+            tensors: self.tensors.iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor.clone())).collect(),
+        }
     }
 
     /// These and the other's parameters in one.
