@@ -325,6 +325,27 @@ fn activations_agree_with_their_definitions() {
 }
 
 #[test]
+fn a_linear_layer_with_its_activation_agrees_with_the_two_apart() {
+    for activation in ACTIVATIONS {
+        for (rows, inputs, outputs) in [(1, 1, 1), (3, 7, 17), (130, 65, 33)] {
+            let operands = [operand(1, &[rows, inputs]), operand(2, &[outputs, inputs]), operand(3, &[outputs])];
+            check(
+                &format!("linear_activate {activation:?} {rows}x{inputs}x{outputs}"),
+                &operands,
+                |x| ops::linear_activate(&x[0], &x[1], Some(&x[2]), activation),
+                |x| plain_activation(&x[0].matmul(&x[1].t()?)?.broadcast_add(&x[2])?, activation),
+            );
+        }
+    }
+    check(
+        "linear_activate without bias",
+        &[operand(1, &[3, 7]), operand(2, &[5, 7])],
+        |x| ops::linear_activate(&x[0], &x[1], None, Activation::Gelu),
+        |x| plain_activation(&x[0].matmul(&x[1].t()?)?, Activation::Gelu),
+    );
+}
+
+#[test]
 fn gelu_is_within_1e_6_of_the_exact_value_and_its_derivative_too() {
     let xs: Vec<f64> = (-100_000..=100_000).map(|i| f64::from((f64::from(i) / 10_000.0) as f32)).collect();
     let count = xs.len();
@@ -473,6 +494,7 @@ fn empty_batches_give_empty_results() {
         let results = [
             (ops::linear(&x, &weight, Some(&bias)).unwrap(), vec![0, 3, 6]),
             (ops::linear(&x, &weight, None).unwrap(), vec![0, 3, 6]),
+            (ops::linear_activate(&x, &weight, Some(&bias), Activation::Gelu).unwrap(), vec![0, 3, 6]),
             (ops::layer_norm(&x, &row, &row, 1e-5).unwrap(), vec![0, 3, 4]),
             (ops::attention(&x, &x, &x, 2, &mask).unwrap(), vec![0, 3, 4]),
             (ops::activate(&x, Activation::Gelu).unwrap(), vec![0, 3, 4]),

@@ -142,7 +142,8 @@ fn tanh<const FMA: bool>(x: f32) -> f32 {
 }
 
 vectorised! {
-    fn forward<const FMA: bool>(activation: Activation, x: &[f32], y: &mut [f32]) {
+    /// `y = f(x)`.
+    pub(super) fn forward<const FMA: bool>(activation: Activation, x: &[f32], y: &mut [f32]) {
         #[inline(always)]
         fn map(x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32) {
             for (y, &x) in y.iter_mut().zip(x) {
@@ -161,7 +162,8 @@ vectorised! {
 }
 
 vectorised! {
-    fn backward<const FMA: bool>(activation: Activation, x: &[f32], grad: &[f32], dx: &mut [f32]) {
+    /// `dx = grad · f′(x)`.
+    pub(super) fn backward<const FMA: bool>(activation: Activation, x: &[f32], grad: &[f32], dx: &mut [f32]) {
         #[inline(always)]
         fn map(x: &[f32], grad: &[f32], dx: &mut [f32], derivative: impl Fn(f32) -> f32) {
             for (dx, (&x, &grad)) in dx.iter_mut().zip(x.iter().zip(grad)) {
