@@ -33,6 +33,8 @@ fn main() -> Result<()> {
     measure("linear E->E", 2.0 * tokens * (SIZE * SIZE) as f64, || square.forward(&x))?;
     measure("linear E->hidden", 2.0 * tokens * (SIZE * HIDDEN) as f64, || up.forward(&x))?;
     measure("linear hidden->E", 2.0 * tokens * (SIZE * HIDDEN) as f64, || down.forward(&hidden))?;
+    let fused = || ops::linear_activate(&x, &up.weight, Some(&up.bias), Activation::Gelu);
+    measure("linear_activate", 2.0 * tokens * (SIZE * HIDDEN) as f64, fused)?;
     let flops = 4.0 * tokens * (LENGTH * SIZE) as f64;
     measure("attention", flops, || ops::attention(&q, &k, &v, HEADS, &AttentionMask::none()))?;
     measure("gelu", 0.0, || ops::activate(&hidden, Activation::Gelu))?;
@@ -72,7 +74,8 @@ fn measure(name: &str, flops: f64, run: impl Fn() -> Result<Tensor>) -> Result<(
         times[times.len() / 2]
     };
     let (forward, backward) = (median(&mut forward), median(&mut backward));
-    let rate = |flops: f64, seconds: f64| if flops > 0.0 { format!("{:.0}", flops / seconds / 1e9) } else { String::new() };
+    let rate =
+        |flops: f64, seconds: f64| if flops > 0.0 { format!("{:.0}", flops / seconds / 1e9) } else { String::new() };
     println!(
         "{name:<24}{:>12.2}{:>12}{:>12.2}{:>12}",
         forward * 1e3,
@@ -153,7 +156,7 @@ impl Block {
         let (q, k, v) = (q.forward(&normal)?, k.forward(&normal)?, v.forward(&normal)?);
         let x = (x + out.forward(&ops::attention(&q, &k, &v, HEADS, &AttentionMask::none())?)?)?;
         let normal = ops::layer_norm(&x, &second.0, &second.1, 1e-6)?;
-        let hidden = ops::activate(&self.up.forward(&normal)?, Activation::Gelu)?;
+        let hidden = ops::linear_activate(&normal, &self.up.weight, Some(&self.up.bias), Activation::Gelu)?;
         Ok((x + self.down.forward(&hidden)?)?)
     }
 }

@@ -208,7 +208,11 @@ fn freeze(args: &Args, model: ClipModel) -> Outcome<ClipModel> {
     for pattern in &args.freeze_params {
         if !names.iter().any(|(name, _)| pattern.matches(name)) {
             let some: Vec<&str> = names.iter().map(|(name, _)| name).take(4).collect();
-            return Err(format!("--freeze-params '{pattern}': no parameter has such a name; names are {}, …", some.join(", ")).into());
+            return Err(format!(
+                "--freeze-params '{pattern}': no parameter has such a name; names are {}, …",
+                some.join(", ")
+            )
+            .into());
         }
     }
     let frozen = |name: &str| {

@@ -13,7 +13,8 @@ use crate::model::{ClipConfig, ClipModel};
 use crate::text::{PadId, TextTokenizer, TokenRules};
 use crate::towers::{ImagePooling, TextPooling};
 use crate::weights::{
-    self, Checkpoint, CheckpointSource, Folder, HubOptions, Init, ParamSource, Parameters, Params, RandomSource, Renames,
+    self, Checkpoint, CheckpointSource, Folder, HubOptions, Init, ParamSource, Parameters, Params, RandomSource,
+    Renames,
 };
 use crate::{Error, Result};
 
@@ -173,7 +174,9 @@ impl Loader {
                 let plan = TextPlan { config: plan.config.text, renames: plan.text, pad_id: plan.pad_id };
                 self.build_text(plan, &files)
             }
-            (Plan::Image(_), files) => Err(Error::file(files.folder.path(), "it holds an image tower, not a text tower")),
+            (Plan::Image(_), files) => {
+                Err(Error::file(files.folder.path(), "it holds an image tower, not a text tower"))
+            }
         }
     }
 
@@ -187,7 +190,9 @@ impl Loader {
             (Plan::Clip(plan), files) => {
                 self.build_image(ImagePlan { config: plan.config.image, renames: plan.image }, &files)
             }
-            (Plan::Text(_), files) => Err(Error::file(files.folder.path(), "it holds a text tower, not an image tower")),
+            (Plan::Text(_), files) => {
+                Err(Error::file(files.folder.path(), "it holds a text tower, not an image tower"))
+            }
         }
     }
 

@@ -110,13 +110,15 @@ fn check_finite_differences(name: &str, operands: &[Tensor], op: &impl Fn(&[Tens
 
 /// With one operand trained at a time, that one gets the gradient it always had and the others get none.
 fn check_untracked(name: &str, operands: &[Tensor], op: &impl Fn(&[Tensor]) -> Result<Tensor>) {
-    let all: Vec<Var> =
-        operands.iter().map(|x| Var::from_tensor(&x.to_dtype(DType::F32).unwrap()).unwrap()).collect();
+    let all: Vec<Var> = operands.iter().map(|x| Var::from_tensor(&x.to_dtype(DType::F32).unwrap()).unwrap()).collect();
     let tensors: Vec<Tensor> = all.iter().map(|v| v.as_tensor().clone()).collect();
     let all_grads = loss(&op(&tensors).unwrap()).backward().unwrap();
     for trained in 0..operands.len() {
-        let inputs: Vec<Tensor> =
-            all.iter().enumerate().map(|(i, v)| if i == trained { v.as_tensor().clone() } else { v.detach() }).collect();
+        let inputs: Vec<Tensor> = all
+            .iter()
+            .enumerate()
+            .map(|(i, v)| if i == trained { v.as_tensor().clone() } else { v.detach() })
+            .collect();
         let grads = loss(&op(&inputs).unwrap()).backward().unwrap();
         for (i, input) in inputs.iter().enumerate() {
             assert_eq!(grads.get(input).is_some(), i == trained, "{name}: operand {i} with {trained} trained");
@@ -217,7 +219,9 @@ fn plain_attention(x: &[Tensor], heads: usize, seen: impl Fn(usize, usize, usize
     }
     let mask = Tensor::from_vec(mask, (batch, 1, queries, keys), x[0].device())?;
     let weights = scores.exp()?.broadcast_mul(&mask)?;
-    let total = (weights.sum_keepdim(D::Minus1)? + 1e-300)?;
+    // Where no key is seen, 0 is divided by 1.
+    let blind = mask.max_keepdim(D::Minus1)?.affine(-1.0, 1.0)?;
+    let total = weights.sum_keepdim(D::Minus1)?.broadcast_add(&blind)?;
     let out = weights.broadcast_div(&total)?.matmul(&v)?;
     out.transpose(1, 2)?.contiguous()?.reshape((batch, queries, size))
 }
@@ -321,6 +325,27 @@ fn activations_agree_with_their_definitions() {
 }
 
 #[test]
+fn a_linear_layer_with_its_activation_agrees_with_the_two_apart() {
+    for activation in ACTIVATIONS {
+        for (rows, inputs, outputs) in [(1, 1, 1), (3, 7, 17), (130, 65, 33)] {
+            let operands = [operand(1, &[rows, inputs]), operand(2, &[outputs, inputs]), operand(3, &[outputs])];
+            check(
+                &format!("linear_activate {activation:?} {rows}x{inputs}x{outputs}"),
+                &operands,
+                |x| ops::linear_activate(&x[0], &x[1], Some(&x[2]), activation),
+                |x| plain_activation(&x[0].matmul(&x[1].t()?)?.broadcast_add(&x[2])?, activation),
+            );
+        }
+    }
+    check(
+        "linear_activate without bias",
+        &[operand(1, &[3, 7]), operand(2, &[5, 7])],
+        |x| ops::linear_activate(&x[0], &x[1], None, Activation::Gelu),
+        |x| plain_activation(&x[0].matmul(&x[1].t()?)?, Activation::Gelu),
+    );
+}
+
+#[test]
 fn gelu_is_within_1e_6_of_the_exact_value_and_its_derivative_too() {
     let xs: Vec<f64> = (-100_000..=100_000).map(|i| f64::from((f64::from(i) / 10_000.0) as f32)).collect();
     let count = xs.len();
@@ -328,9 +353,8 @@ fn gelu_is_within_1e_6_of_the_exact_value_and_its_derivative_too() {
     let (exact, single) = (Var::from_tensor(&x).unwrap(), Var::from_tensor(&x.to_dtype(DType::F32).unwrap()).unwrap());
     let expected = plain_activation(&exact, Activation::Gelu).unwrap();
     let got = ops::activate(&single, Activation::Gelu).unwrap();
-    let largest_error = |a: &Tensor, b: &Tensor| {
-        flat(a).iter().zip(flat(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
-    };
+    let largest_error =
+        |a: &Tensor, b: &Tensor| flat(a).iter().zip(flat(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     let error = largest_error(&got, &expected);
     assert!(error < 1e-6, "the largest error is {error:e}");
     let got = got.sum_all().unwrap().backward().unwrap();
@@ -404,7 +428,8 @@ fn rows_are_added_and_scaled_at_every_place() {
 #[test]
 fn normalised_rows_agree_with_the_definition() {
     for shape in [vec![1, 1], vec![3, 7], vec![65, 17], vec![2, 3, 65], vec![100, 384]] {
-        let operands = [(operand(1, &shape) + 0.1).unwrap().to_dtype(DType::F32).unwrap().to_dtype(DType::F64).unwrap()];
+        let operands =
+            [(operand(1, &shape) + 0.1).unwrap().to_dtype(DType::F32).unwrap().to_dtype(DType::F64).unwrap()];
         check(
             &format!("l2_normalize {shape:?}"),
             &operands,
@@ -469,6 +494,7 @@ fn empty_batches_give_empty_results() {
         let results = [
             (ops::linear(&x, &weight, Some(&bias)).unwrap(), vec![0, 3, 6]),
             (ops::linear(&x, &weight, None).unwrap(), vec![0, 3, 6]),
+            (ops::linear_activate(&x, &weight, Some(&bias), Activation::Gelu).unwrap(), vec![0, 3, 6]),
             (ops::layer_norm(&x, &row, &row, 1e-5).unwrap(), vec![0, 3, 4]),
             (ops::attention(&x, &x, &x, 2, &mask).unwrap(), vec![0, 3, 4]),
             (ops::activate(&x, Activation::Gelu).unwrap(), vec![0, 3, 4]),

@@ -27,8 +27,15 @@ const RULES: [(&str, &str); 12] = [
 ];
 
 /// Heads of other tasks, buffers, and a pooler that pooling does not read.
-const EXTRAS: [&str; 7] =
-    ["cls.*", "lm_head.*", "classifier.*", "qa_outputs.*", "*embeddings.position_ids", "*embeddings.token_type_ids", "*pooler.*"];
+const EXTRAS: [&str; 7] = [
+    "cls.*",
+    "lm_head.*",
+    "classifier.*",
+    "qa_outputs.*",
+    "*embeddings.position_ids",
+    "*embeddings.token_type_ids",
+    "*pooler.*",
+];
 
 impl Family for Bert {
     fn model_types(&self) -> &[&str] {

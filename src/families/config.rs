@@ -156,9 +156,7 @@ impl Config {
     /// When the file says something else than `only`.
     pub fn require(&self, name: &'static str, only: &str) -> Result<()> {
         match self.text(name)? {
-            Some(found) if found != only => {
-                Err(Error::unsupported(self.path.display().to_string(), name, found, only))
-            }
+            Some(found) if found != only => Err(Error::unsupported(self.path.display().to_string(), name, found, only)),
             _ => Ok(()),
         }
     }

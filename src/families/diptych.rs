@@ -33,7 +33,8 @@ impl Family for Diptych {
 
     fn plan(&self, _: &Families, source: &FamilySource<'_>) -> Result<Plan> {
         let wrong = |error: serde_json::Error| Error::file(source.config.path(), error);
-        let File { pad_token_id, text, image, projection, .. } = serde_json::from_value(source.config.to_value()).map_err(wrong)?;
+        let File { pad_token_id, text, image, projection, .. } =
+            serde_json::from_value(source.config.to_value()).map_err(wrong)?;
         Ok(Plan::Clip(Box::new(ClipPlan {
             config: ClipConfig { text, image, projection },
             text: Renames::default().within(ClipConfig::TEXT),
@@ -47,7 +48,6 @@ impl Family for Diptych {
 /// The `config.json` of this layout.
 pub(super) fn to_config(config: &ClipConfig, tokenizer: &TextTokenizer) -> Result<Value> {
     let ClipConfig { text, image, projection } = config.clone();
-    let file =
-        File { model_type: "diptych".to_string(), pad_token_id: tokenizer.pad_id(), text, image, projection };
+    let file = File { model_type: "diptych".to_string(), pad_token_id: tokenizer.pad_id(), text, image, projection };
     serde_json::to_value(file).map_err(|error| Error::argument("config", error.to_string()))
 }

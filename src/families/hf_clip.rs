@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::{ClipPlan, Config, Families, Family, FamilySource, ImagePlan, Plan, TextPlan};
+use crate::Result;
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::model::ClipConfig;
 use crate::nn::MlpKind;
@@ -14,7 +15,6 @@ use crate::towers::{
     TextTransformerConfig, VitConfig,
 };
 use crate::weights::Renames;
-use crate::Result;
 
 /// The family of `model_type` clip and its halves.
 pub(super) struct HfClip;
@@ -36,7 +36,9 @@ impl Family for HfClip {
             "clip_text_model" => Ok(Plan::Text(Box::new(text(config)?))),
             "clip_vision_model" => Ok(Plan::Image(Box::new(image(config)?))),
             // Half a model saved under the whole model's configuration.
-            _ if config.architecture_ends_with("TextModel") => Ok(Plan::Text(Box::new(text(&config.part("text_config")?)?))),
+            _ if config.architecture_ends_with("TextModel") => {
+                Ok(Plan::Text(Box::new(text(&config.part("text_config")?)?)))
+            }
             _ if config.architecture_ends_with("VisionModel") => {
                 Ok(Plan::Image(Box::new(image(&config.part("vision_config")?)?)))
             }

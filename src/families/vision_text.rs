@@ -18,9 +18,10 @@ impl Family for VisionText {
     fn plan(&self, families: &Families, source: &FamilySource<'_>) -> Result<Plan> {
         let half = |part: &str, prefix: &str| -> Result<Plan> {
             let config = half_config(source.config.part(part)?, part)?;
-            let names = source.names.as_ref().map(|names| {
-                names.iter().filter_map(|name| name.strip_prefix(prefix)?.strip_prefix('.')).collect()
-            });
+            let names = source
+                .names
+                .as_ref()
+                .map(|names| names.iter().filter_map(|name| name.strip_prefix(prefix)?.strip_prefix('.')).collect());
             families.plan(&FamilySource { config, names, role: Role::Half })
         };
         let wrong = |part: &str| Error::file(source.config.path(), format!("{part} describes no such tower"));

@@ -5,9 +5,7 @@ use crate::Result;
 use crate::encoder::ImageEncoderConfig;
 use crate::nn::MlpKind;
 use crate::ops::Activation;
-use crate::towers::{
-    ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, Pooler, PrefixTokens, VitConfig,
-};
+use crate::towers::{ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, Pooler, PrefixTokens, VitConfig};
 use crate::weights::Renames;
 
 /// The family of `model_type` vit, deit.
@@ -108,8 +106,7 @@ impl Family for Vit {
         }
         if has_classifier(source) {
             let teacher = source.has("distillation_classifier.weight");
-            tower.classifier =
-                Some(if teacher { ClassifierInput::ClsAndDistillation } else { ClassifierInput::Cls });
+            tower.classifier = Some(if teacher { ClassifierInput::ClsAndDistillation } else { ClassifierInput::Cls });
             tower.num_labels = config.label_count()?;
         }
         let pooling = pooling(tower.classifier, tower.pooler);

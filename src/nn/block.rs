@@ -8,10 +8,10 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{LayerNorm, Linear, Mlp, MlpKind};
+use crate::Result;
 use crate::ops::{self, Activation, AttentionMask};
 use crate::towers::Collect;
 use crate::weights::{Init, Params};
-use crate::Result;
 
 /// Where the two LayerNorms of a block stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,14 +138,7 @@ impl Block {
             attention: Attention::new(&params.pp("self_attn"), config, init)?,
             layer_scale1: scale("layer_scale1")?,
             layer_norm2: LayerNorm::new(&params.pp("layer_norm2"), size, config.layer_norm_eps)?,
-            mlp: Mlp::new(
-                &params.pp("mlp"),
-                size,
-                config.intermediate_size,
-                config.mlp,
-                config.hidden_act,
-                init,
-            )?,
+            mlp: Mlp::new(&params.pp("mlp"), size, config.intermediate_size, config.mlp, config.hidden_act, init)?,
             layer_scale2: scale("layer_scale2")?,
         })
     }

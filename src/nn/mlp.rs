@@ -4,9 +4,9 @@ use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::Linear;
+use crate::Result;
 use crate::ops::{self, Activation};
 use crate::weights::{Init, Params};
-use crate::Result;
 
 /// What stands between the two linear layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -56,7 +56,7 @@ impl CustomOp2 for AddRow {
     ) -> CandleResult<(Option<Tensor>, Option<Tensor>)> {
         let drow = row.track_op().then(|| {
             let grad = grad.contiguous()?;
-            tensor(column_sums(&*Floats::of(&grad)?, row.elem_count()), row.shape())
+            tensor(column_sums(&Floats::of(&grad)?, row.elem_count()), row.shape())
         });
         Ok((x.track_op().then(|| grad.clone()), drow.transpose()?))
     }

@@ -103,7 +103,12 @@ impl Sizes {
             if x.rank() != 3 || (x.dims()[0], x.dims()[2]) != (batch, size) || x.dims() != k.dims() {
                 return Err(Error::argument(
                     name,
-                    format!("has shape {:?}, expected ({batch}, S, {size}) for q {:?} and k {:?}", x.dims(), q.dims(), k.dims()),
+                    format!(
+                        "has shape {:?}, expected ({batch}, S, {size}) for q {:?} and k {:?}",
+                        x.dims(),
+                        q.dims(),
+                        k.dims()
+                    ),
                 ));
             }
         }

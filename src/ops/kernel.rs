@@ -125,7 +125,8 @@ pub(super) fn reduce_rows(
         partial
     };
     let tiles = rows.div_ceil(tile);
-    let partials = if tiles <= 1 { (0..tiles).map(run).collect() } else { (0..tiles).into_par_iter().map(run).collect() };
+    let partials =
+        if tiles <= 1 { (0..tiles).map(run).collect() } else { (0..tiles).into_par_iter().map(run).collect() };
     total(partials, width)
 }
 

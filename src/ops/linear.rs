@@ -5,7 +5,7 @@
 use super::kernel::{Floats, column_sums, floats, is_native, strided_floats, tensor};
 use super::product::{Matrix, product};
 use crate::{Error, Result};
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result as CandleResult, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result as CandleResult, Shape, Tensor};
 
 /// `x · weightᵀ + bias`.
 ///
@@ -33,12 +33,14 @@ fn plain(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let inner = shape.pop().unwrap_or(0);
     let rows = shape.iter().product::<usize>();
     shape.push(weight.dim(0)?);
-    let y = x.reshape((rows, inner))?.matmul(&weight.t()?)?;
-    let y = bias.map_or_else(|| Ok(y.clone()), |bias| y.broadcast_add(bias))?;
+    let mut y = x.reshape((rows, inner))?.matmul(&weight.t()?)?;
+    if let Some(bias) = bias {
+        y = y.broadcast_add(bias)?;
+    }
     Ok(y.reshape(shape)?)
 }
 
-fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+pub(super) fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
     let (outputs, inputs) = match weight.dims() {
         &[n, k] => (n, k),
         other => return Err(Error::argument("weight", format!("has shape {other:?}, expected (outputs, inputs)"))),
@@ -46,7 +48,11 @@ fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
     if x.dims().last() != Some(&inputs) {
         return Err(Error::argument(
             "x",
-            format!("has shape {:?}, whose last size is not the {inputs} inputs of weight {:?}", x.dims(), weight.dims()),
+            format!(
+                "has shape {:?}, whose last size is not the {inputs} inputs of weight {:?}",
+                x.dims(),
+                weight.dims()
+            ),
         ));
     }
     match bias {
@@ -60,40 +66,37 @@ fn check(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<()> {
 
 struct Linear;
 
-impl Linear {
-    fn forward(
-        x: (&CpuStorage, &Layout),
-        weight: (&CpuStorage, &Layout),
-        bias: Option<(&CpuStorage, &Layout)>,
-    ) -> CandleResult<(CpuStorage, Shape)> {
-        let mut shape = x.1.dims().to_vec();
-        let (outputs, inputs) = weight.1.shape().dims2()?;
-        let x = floats(x.0, x.1)?;
-        let bias = bias.map(|(storage, layout)| floats(storage, layout)).transpose()?;
-        let weight = as_matrix(strided_floats(weight.0, weight.1)?, weight.1);
-        let y = product(Matrix::new(x, x.len() / inputs.max(1), inputs), weight.t(), bias);
-        if let Some(last) = shape.last_mut() {
-            *last = outputs;
-        }
-        Ok((CpuStorage::F32(y), shape.into()))
-    }
+/// An operand of a custom operation.
+pub(super) type Operand<'a> = (&'a CpuStorage, &'a Layout);
 
-    fn backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> CandleResult<(Option<Tensor>, Option<Tensor>)> {
-        let (outputs, inputs) = weight.dims2()?;
-        let grad = grad.contiguous()?;
-        let grad = Floats::of(&grad)?;
-        let rows = grad.len() / outputs.max(1);
-        let grad = Matrix::new(&grad, rows, outputs);
-        let dx = x.track_op().then(|| {
-            let values = Floats::strided(weight)?;
-            tensor(product(grad, as_matrix(&values, weight.layout()), None), x.shape())
-        });
-        let dweight = weight.track_op().then(|| {
-            let values = Floats::of(x)?;
-            tensor(product(grad.t(), Matrix::new(&values, rows, inputs), None), weight.shape())
-        });
-        Ok((dx.transpose()?, dweight.transpose()?))
+/// The values of y, and its shape.
+pub(super) fn forward(x: Operand, weight: Operand, bias: Option<Operand>) -> CandleResult<(Vec<f32>, Shape)> {
+    let mut shape = x.1.dims().to_vec();
+    let (outputs, inputs) = weight.1.shape().dims2()?;
+    let x = floats(x.0, x.1)?;
+    let bias = bias.map(|(storage, layout)| floats(storage, layout)).transpose()?;
+    let weight = as_matrix(strided_floats(weight.0, weight.1)?, weight.1);
+    let y = product(Matrix::new(x, x.len() / inputs.max(1), inputs), weight.t(), bias);
+    if let Some(last) = shape.last_mut() {
+        *last = outputs;
     }
+    Ok((y, shape.into()))
+}
+
+/// dx and dW, where they are wanted.
+pub(super) fn backward(x: &Tensor, weight: &Tensor, grad: &[f32]) -> CandleResult<(Option<Tensor>, Option<Tensor>)> {
+    let (outputs, inputs) = weight.dims2()?;
+    let rows = grad.len() / outputs.max(1);
+    let grad = Matrix::new(grad, rows, outputs);
+    let dx = x.track_op().then(|| {
+        let values = Floats::strided(weight)?;
+        tensor(product(grad, as_matrix(&values, weight.layout()), None), x.shape())
+    });
+    let dweight = weight.track_op().then(|| {
+        let values = Floats::of(x)?;
+        tensor(product(grad.t(), Matrix::new(&values, rows, inputs), None), weight.shape())
+    });
+    Ok((dx.transpose()?, dweight.transpose()?))
 }
 
 /// A weight as it lies in memory, transposed or not.
@@ -108,11 +111,12 @@ impl CustomOp2 for Linear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        Self::forward((x, lx), (w, lw), None)
+        let (y, shape) = forward((x, lx), (w, lw), None)?;
+        Ok((CpuStorage::F32(y), shape))
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> CandleResult<(Option<Tensor>, Option<Tensor>)> {
-        Self::backward(x, w, grad)
+        backward(x, w, &Floats::of(&grad.contiguous()?)?)
     }
 }
 
@@ -130,7 +134,8 @@ impl CustomOp3 for Linear {
         b: &CpuStorage,
         lb: &Layout,
     ) -> CandleResult<(CpuStorage, Shape)> {
-        Self::forward((x, lx), (w, lw), Some((b, lb)))
+        let (y, shape) = forward((x, lx), (w, lw), Some((b, lb)))?;
+        Ok((CpuStorage::F32(y), shape))
     }
 
     fn bwd(
@@ -142,8 +147,9 @@ impl CustomOp3 for Linear {
         grad: &Tensor,
     ) -> CandleResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let (dx, dw) = Self::backward(x, w, &grad)?;
-        let db = b.track_op().then(|| tensor(column_sums(&*Floats::of(&grad)?, grad.dim(D::Minus1)?), b.shape()));
+        let grads = Floats::of(&grad)?;
+        let (dx, dw) = backward(x, w, &grads)?;
+        let db = b.track_op().then(|| tensor(column_sums(&grads, b.elem_count()), b.shape()));
         Ok((dx, dw, db.transpose()?))
     }
 }

@@ -10,6 +10,8 @@ const PARALLEL_FROM: usize = 512 * 1024;
 /// Left rows up to which it is faster to compute the transposed product: otherwise the whole right operand would be
 /// rearranged for the sake of a few rows.
 const FEW_ROWS: usize = 64;
+/// Rows from which the rearranging of the right operand, done once a task, no longer shows.
+const LONG_PART: usize = 1024;
 
 /// A matrix to read: element (i, j) lies at `data[i · row_stride + j · column_stride]`.
 #[derive(Clone, Copy)]
@@ -157,7 +159,7 @@ pub(super) fn product(a: Matrix, b: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
     if rows <= FEW_ROWS && b.row_stride == 1 {
         few_rows(spare, a, b, bias, threads);
     } else if rows >= columns || threads == 1 {
-        let part = rows.div_ceil(threads);
+        let part = row_part(rows, threads);
         let run = |(index, out): (usize, &mut [MaybeUninit<f32>])| {
             let onto = prefill(out, bias);
             let a = a.row_range(index * part, out.len() / columns);
@@ -180,6 +182,16 @@ pub(super) fn product(a: Matrix, b: Matrix, bias: Option<&[f32]>) -> Vec<f32> {
     // SAFETY: the tasks wrote all `rows · columns` elements.
     unsafe { values.set_len(rows * columns) };
     values
+}
+
+/// Rows of one task: an equal share, or an even part of it where shares are long, so that a core that is late with one
+/// does not hold up the others.
+fn row_part(rows: usize, threads: usize) -> usize {
+    let mut part = rows.div_ceil(threads);
+    while threads > 1 && part >= 2 * LONG_PART {
+        part = part.div_ceil(2);
+    }
+    part
 }
 
 /// The product for few rows: computed column by column into scratch memory, so that the right operand is read where it

@@ -70,7 +70,7 @@ impl CustomOp2 for ScaleRow {
         let grad = grad.contiguous()?;
         let grads = Floats::of(&grad)?;
         let width = row.elem_count();
-        let dx = x.track_op().then(|| tensor(scaled(&grads, &*Floats::of(row)?), x.shape()));
+        let dx = x.track_op().then(|| tensor(scaled(&grads, &Floats::of(row)?), x.shape()));
         let drow = row.track_op().then(|| {
             let xs = Floats::of(x)?;
             let sums = reduce_rows(xs.len() / width.max(1), width, |rows, columns, sums| {

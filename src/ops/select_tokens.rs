@@ -25,7 +25,10 @@ pub fn select_tokens(x: &Tensor, positions: &[usize]) -> Result<Tensor> {
     if let Some((row, position)) = positions.iter().enumerate().find(|&(_, &position)| position >= length) {
         return Err(Error::argument(
             "positions",
-            format!("position {position} of row {row} lies outside of its {length} tokens (x has shape {:?})", x.dims()),
+            format!(
+                "position {position} of row {row} lies outside of its {length} tokens (x has shape {:?})",
+                x.dims()
+            ),
         ));
     }
     let indices = positions.iter().enumerate().map(|(row, position)| row * length + position);

@@ -139,7 +139,8 @@ impl TextTower for TextTransformer {
         let length = tokens.length();
         let visible: Vec<bool> = (0..keep.len()).map(|i| keep[i] && i % length <= positions[i / length]).collect();
         let last_mask = AttentionMask::none().with_key_padding(visible, tokens.batch(), length)?;
-        let pooled = self.encoder.forward_selected(&self.embed(tokens)?, &Self::mask(tokens)?, &last_mask, &positions)?;
+        let pooled =
+            self.encoder.forward_selected(&self.embed(tokens)?, &Self::mask(tokens)?, &last_mask, &positions)?;
         self.final_layer_norm.forward(&pooled)
     }
 

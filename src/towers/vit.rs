@@ -7,9 +7,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
-use crate::nn::{
-    BlockConfig, Encoder, LayerNorm, Linear, MlpKind, NormPosition, PatchEmbed, interpolate_positions,
-};
+use crate::nn::{BlockConfig, Encoder, LayerNorm, Linear, MlpKind, NormPosition, PatchEmbed, interpolate_positions};
 use crate::ops::{self, Activation, AttentionMask};
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
@@ -268,9 +266,9 @@ impl Head {
             ImagePooling::Cls => Ok(Self::Cls),
             ImagePooling::Mean => Ok(Self::Mean),
             ImagePooling::Pooler => {
-                let pooler = config.pooler.ok_or_else(|| {
-                    Error::argument("image pooling", "the checkpoint has no pooler; use cls or mean")
-                })?;
+                let pooler = config
+                    .pooler
+                    .ok_or_else(|| Error::argument("image pooling", "the checkpoint has no pooler; use cls or mean"))?;
                 Ok(Self::Pooler(Linear::new(&params.pp("pooler.dense"), size, pooler.size, init)?, pooler.activation))
             }
             ImagePooling::Logits => {
