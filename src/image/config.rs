@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::resize::Filter;
+use super::filter::Filter;
 use crate::{Error, Result};
 
 /// Longest edge that a resize or a crop may ask for: one image of it still fits into memory.

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::{ImageProcessorConfig, ImageSize, Normalize, Resize, ResizeTo, Transparency};
-use super::resize::Filter;
+use super::filter::Filter;
 use crate::{Error, Result};
 
 const CLIP_NORMALIZE: Normalize =

@@ -22,6 +22,7 @@
 mod augment;
 mod config;
 mod decode;
+mod filter;
 mod hugging_face;
 mod processor;
 mod resize;
@@ -29,9 +30,10 @@ mod resize;
 pub use augment::{Augment, CropChoice, Flip, FlipChoice, View};
 pub use config::{ImageProcessorConfig, ImageSize, Normalize, Resize, ResizeTo, Transparency};
 pub use decode::{DecodeOptions, ImageInput, Orientation, decode};
+pub use filter::Filter;
 pub use hugging_face::ProcessorClass;
 pub use processor::{ImageProcessor, PixelArray};
-pub use resize::{Filter, resize};
+pub use resize::resize;
 
 /// The `image` crate underneath, re-exported so that an application never mixes versions.
 pub use ::image as image_crate;
