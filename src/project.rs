@@ -93,13 +93,13 @@ impl LinearProject {
     /// # Errors
     /// When the last dimension of `pooled` is not E.
     pub fn forward(&self, pooled: &Tensor) -> Result<Tensor> {
-        let features = match self.input {
-            InputNorm::None => self.linear.forward(pooled)?,
-            InputNorm::L2 => self.linear.forward(&ops::l2_normalize(pooled)?)?,
+        let pooled = match self.input {
+            InputNorm::None => pooled.clone(),
+            InputNorm::L2 => ops::l2_normalize(pooled)?,
         };
         match &self.norm {
-            Some(norm) => norm.forward(&ops::activate(&features, Activation::Gelu)?),
-            None => Ok(features),
+            Some(norm) => norm.forward(&self.linear.forward_activated(&pooled, Activation::Gelu)?),
+            None => self.linear.forward(&pooled),
         }
     }
 }

@@ -10,6 +10,10 @@ use diptych::image::{DecodeOptions, Orientation};
 use diptych::{ClipModel, Loader};
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// Training allocates and frees large blocks all the time; glibc gives them back to the kernel, which zeroes them again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Any error, to be printed.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 

@@ -7,9 +7,9 @@
 //! loss = ½ · [ −1/B Σᵢ log softmaxⱼ(zᵢⱼ)ᵢ  −  1/B Σⱼ log softmaxᵢ(zᵢⱼ)ⱼ ]
 //! ```
 
-use candle_core::{D, DType, Tensor};
+use candle_core::Tensor;
 
-use crate::{Error, Result};
+use crate::{Error, Result, ops};
 
 /// The mean of the two cross-entropies, of each image over all texts and of each text over all images.
 ///
@@ -64,35 +64,8 @@ impl ClipLoss {
     /// # Errors
     /// When the logits are not square, or there are none.
     pub fn from_logits(&self, logits_per_image: &Tensor) -> Result<Tensor> {
-        let &[rows, columns] = logits_per_image.dims() else { return Err(not_square(logits_per_image)) };
-        if rows != columns || rows == 0 {
-            return Err(not_square(logits_per_image));
-        }
-        let logits = match logits_per_image.dtype() {
-            DType::F16 | DType::BF16 => logits_per_image.to_dtype(DType::F32)?,
-            _ => logits_per_image.clone(),
-        };
-        let pairs = Tensor::arange(0u32, rows as u32, logits.device())?.unsqueeze(1)?;
-        let diagonal = logits.gather(&pairs, D::Minus1)?.squeeze(1)?;
-        let both = (cross_entropy(&logits, &diagonal, 1)? + cross_entropy(&logits, &diagonal, 0)?)?;
-        Ok((both * 0.5)?)
+        ops::symmetric_cross_entropy(logits_per_image)
     }
-}
-
-/// The mean of −log softmax over `dim`, read on the diagonal.
-fn cross_entropy(logits: &Tensor, diagonal: &Tensor, dim: usize) -> Result<Tensor> {
-    // The maximum guards against overflow and cancels in the result: without `detach` it would cost a backward pass. It is
-    // taken off the diagonal before the logarithm is added, or a large one would swallow the small loss of a good pair.
-    let max = logits.max_keepdim(dim)?.detach();
-    let log_sum = logits.broadcast_sub(&max)?.exp()?.sum(dim)?.log()?;
-    Ok((log_sum - (diagonal - max.squeeze(dim)?)?)?.mean_all()?)
-}
-
-fn not_square(logits: &Tensor) -> Error {
-    Error::argument(
-        "logits_per_image",
-        format!("expected (B, B) with a true pair on the diagonal, found {:?}", logits.dims()),
-    )
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 
 use candle_core::Tensor;
 
+use crate::Result;
+use crate::ops::{self, Activation};
 use crate::weights::{Init, Params};
-use crate::{Result, ops};
 
 /// `y = x·Wᵀ + b`, with `weight` (N,K) as PyTorch's `nn.Linear` stores it.
 #[derive(Debug, Clone)]
@@ -45,6 +46,14 @@ impl Linear {
     /// When the last dimension of `x` is not K.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// [`Linear::forward`] and the activation in one pass.
+    ///
+    /// # Errors
+    /// When the last dimension of `x` is not K.
+    pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        ops::linear_activate(x, &self.weight, self.bias.as_ref(), activation)
     }
 }
 

@@ -59,11 +59,10 @@ impl Mlp {
     /// # Errors
     /// When the last dimension of `x` is not E.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let hidden = self.fc1.forward(x)?;
         let hidden = match self.kind {
-            MlpKind::Plain => ops::activate(&hidden, self.activation)?,
+            MlpKind::Plain => self.fc1.forward_activated(x, self.activation)?,
             MlpKind::SwiGlu => {
-                let halves = hidden.chunk(2, D::Minus1)?;
+                let halves = self.fc1.forward(x)?.chunk(2, D::Minus1)?;
                 (ops::activate(&halves[0].contiguous()?, Activation::Silu)? * halves[1].contiguous()?)?
             }
         };

@@ -25,6 +25,7 @@ mod product;
 mod scale_row;
 mod select_tokens;
 mod simd;
+mod symmetric_cross_entropy;
 
 pub use activation::{Activation, activate};
 pub use add_row::add_row;
@@ -38,6 +39,7 @@ pub use linear_activate::linear_activate;
 pub use mean_pool::mean_pool;
 pub use scale_row::scale_row;
 pub use select_tokens::select_tokens;
+pub use symmetric_cross_entropy::symmetric_cross_entropy;
 
 use candle_core::Tensor;
 
