@@ -7,7 +7,7 @@ use candle_core::Var;
 use candle_core::backprop::GradStore;
 
 use super::norm::sum_of_squares;
-use super::pattern::matches_pattern;
+use crate::weights::Pattern;
 use crate::{ErrorKind, Result};
 
 /// How many names an error lists of each kind.
@@ -15,7 +15,7 @@ const NAMED: usize = 12;
 
 /// Checks the gradients of all `trainable` parameters at `step` (counted from 1, for the error).
 ///
-/// `may_be_zero` are patterns (see [`matches_pattern`]) of parameters whose gradient mathematics may make zero, such as
+/// `may_be_zero` are patterns of parameters whose gradient mathematics may make zero, such as
 /// `*.k_proj.bias`: softmax does not see what is added to all keys. Theirs must be there and finite all the same.
 ///
 /// # Errors
@@ -24,7 +24,7 @@ pub fn check_gradients(
     step: usize,
     trainable: &[(String, Var)],
     grads: &GradStore,
-    may_be_zero: &[impl AsRef<str>],
+    may_be_zero: &[Pattern],
 ) -> Result<()> {
     let (mut none, mut infinite, mut zero) = (Vec::new(), Vec::new(), Vec::new());
     for (name, var) in trainable {
@@ -36,7 +36,7 @@ pub fn check_gradients(
         let squares = sum_of_squares(grad)?;
         if !squares.is_finite() {
             infinite.push(name.as_str());
-        } else if squares == 0.0 && !may_be_zero.iter().any(|p| matches_pattern(p.as_ref(), name)) {
+        } else if squares == 0.0 && !may_be_zero.iter().any(|pattern| pattern.matches(name)) {
             zero.push(name.as_str());
         }
     }

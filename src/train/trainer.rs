@@ -22,7 +22,7 @@ use crate::model::ClipConfig;
 use crate::{ClipModel, ErrorKind, Result};
 
 /// Parameters whose gradient is zero by mathematics: softmax does not see what is added to all keys.
-const MAY_BE_ZERO: [&str; 1] = ["*.k_proj.bias"];
+const MAY_BE_ZERO: &str = "*.k_proj.bias";
 
 /// How many of a batch's images an error names.
 const NAMED_IMAGES: usize = 8;
@@ -159,7 +159,7 @@ impl<'a> Trainer<'a> {
         }
         let grads = loss.backward()?;
         if self.taken == 0 {
-            check_gradients(1, &self.trainable, &grads, &MAY_BE_ZERO)?;
+            check_gradients(1, &self.trainable, &grads, &[Pattern::new(MAY_BE_ZERO)?])?;
         }
         let grad_norm = self.optimizer.step(&grads, lr_factor)?;
         model.clamp_logit_scale(0.0, LogitScale::LARGEST)?;

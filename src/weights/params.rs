@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{ErrorKind, Result};
 
 /// How a parameter starts when it is not read from a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -281,12 +281,5 @@ impl ParamSource for VarBuilderSource {
 
     fn contains(&self, name: &str) -> bool {
         self.0.contains_tensor(name)
-    }
-}
-
-impl Error {
-    /// A loading problem of a single tensor outside of [`Params`].
-    pub(crate) fn tensors(source_name: impl Into<String>, problems: Vec<String>) -> Self {
-        ErrorKind::Tensors { source_name: source_name.into(), problems }.into()
     }
 }
