@@ -19,6 +19,7 @@ use crate::data::{Sampler, Split};
 use crate::logit_scale::LogitScale;
 use crate::loss::ClipLoss;
 use crate::model::ClipConfig;
+use crate::weights::Pattern;
 use crate::{ClipModel, ErrorKind, Result};
 
 /// Parameters whose gradient is zero by mathematics: softmax does not see what is added to all keys.
