@@ -41,7 +41,8 @@ fn run(args: &Args) -> Outcome<()> {
     // Configuration, tokenizer and processor of the bundled model; its weights are not read.
     let folder = bundled("assets/tiny");
     let template = ClipModel::loader().random_weights(0).clip(&folder.to_string_lossy())?;
-    let tokenizer = diptych::text::TextTokenizer::from_folder(&folder, template.text_encoder().tokenizer().rules().clone())?;
+    let tokenizer =
+        diptych::text::TextTokenizer::from_folder(&folder, template.text_encoder().tokenizer().rules().clone())?;
     let processor = template.image_encoder().processor().clone();
 
     // The parameters live in candle's VarMap: named variables for any candle optimiser.

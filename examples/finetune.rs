@@ -250,22 +250,24 @@ fn recipe(args: &Args, model: &ClipModel) -> TrainConfig {
 }
 
 fn print(args: &Args, report: &TrainReport) -> Outcome<()> {
-    let seconds = (report.seconds * 10.0).round() / 10.0;
-    match (&report.evaluation, args.json) {
-        (Some(found), true) => {
-            let mut value = serde_json::to_value(found)?;
-            value["seconds"] = seconds.into();
-            println!("{value}");
-        }
-        (None, true) => println!("{}", serde_json::json!({ "images": 0, "captions": 0, "seconds": seconds })),
-        (Some(found), false) => {
-            for (name, r) in [("text→image", found.text_to_image), ("image→text", found.image_to_text)] {
-                println!("{name}: R@1 {:.1}  R@5 {:.1}  R@10 {:.1}", r.r1, r.r5, r.r10);
-            }
-            println!("{} steps in {seconds} seconds", report.steps);
-        }
-        (None, false) => println!("{} steps in {seconds} seconds, loss {:.3}", report.steps, report.loss),
+    let rounded = |seconds: f64| (seconds * 10.0).round() / 10.0;
+    let (prepare, seconds) = (rounded(report.prepare_seconds), rounded(report.seconds));
+    if args.json {
+        let mut value = match &report.evaluation {
+            Some(found) => serde_json::to_value(found)?,
+            None => serde_json::json!({ "images": 0, "captions": 0 }),
+        };
+        value["prepare_seconds"] = prepare.into();
+        value["seconds"] = seconds.into();
+        println!("{value}");
+        return Ok(());
     }
+    if let Some(found) = &report.evaluation {
+        for (name, r) in [("text→image", found.text_to_image), ("image→text", found.image_to_text)] {
+            println!("{name}: R@1 {:.1}  R@5 {:.1}  R@10 {:.1}", r.r1, r.r5, r.r10);
+        }
+    }
+    println!("{} steps in {seconds} seconds after {prepare} of frozen towers, loss {:.3}", report.steps, report.loss);
     Ok(())
 }
 

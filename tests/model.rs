@@ -82,7 +82,8 @@ fn half_precision_halves_the_file_and_moves_the_numbers_little() {
 #[test]
 fn the_origins_design_starts_where_it_should() {
     let clip = load("vtde_vit_bert");
-    let model = ClipModel::from_encoders(clip.text_encoder().clone(), clip.image_encoder().clone(), 256).expect("built");
+    let model =
+        ClipModel::from_encoders(clip.text_encoder().clone(), clip.image_encoder().clone(), 256).expect("built");
     assert!((model.logit_scale().expect("scale") - 1.0 / 0.07).abs() < 1e-3);
     let names: Vec<String> = model.parameters().iter().map(|(name, _)| name.to_string()).collect();
     for part in ["linear.weight", "linear.bias", "layer_norm.weight", "layer_norm.bias"] {

@@ -19,4 +19,4 @@ pub use optimizer::{AdamW, AdamWConfig, Moments, ParamGroup, decays};
 pub use pooled::evaluate_retrieval;
 pub use progress::{Half, Progress, Step, TrainReport};
 pub use schedule::Schedule;
-pub use trainer::Trainer;
+pub use trainer::{TrainData, Trainer};

@@ -65,6 +65,8 @@ pub struct TrainReport {
     pub loss: f64,
     /// The last evaluation, if there was something to evaluate.
     pub evaluation: Option<RetrievalReport>,
-    /// Seconds from the first pooled output to the end of the last evaluation.
+    /// Seconds in which frozen towers ran once.
+    pub prepare_seconds: f64,
+    /// Seconds from the first step to the end of the last evaluation.
     pub seconds: f64,
 }

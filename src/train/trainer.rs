@@ -19,6 +19,7 @@ use crate::data::{Sampler, Split};
 use crate::logit_scale::LogitScale;
 use crate::loss::ClipLoss;
 use crate::model::ClipConfig;
+use crate::retrieval::RetrievalReport;
 use crate::weights::Pattern;
 use crate::{ClipModel, ErrorKind, Result};
 
@@ -35,6 +36,57 @@ pub struct Trainer<'a> {
     trainable: Vec<(String, Var)>,
     optimizer: AdamW,
     taken: usize,
+}
+
+/// What a run works on: the training and evaluation splits, and the outputs of frozen towers that see the same input every epoch.
+pub struct TrainData<'s> {
+    train: &'s Split,
+    evaluation: Option<&'s Split>,
+    images: Images,
+    texts: Texts,
+    test_files: Vec<PathBuf>,
+    test_texts: Vec<&'s str>,
+    seconds: f64,
+}
+
+impl<'s> TrainData<'s> {
+    /// Prepares `train` and `evaluation`, whose images lie under `folder`, for `model`: each frozen tower runs once, if no
+    /// augmentation stands before it.
+    ///
+    /// # Errors
+    /// [`File`](ErrorKind::File) if images are missing, and any error of reading one.
+    pub fn prepare(
+        model: &ClipModel,
+        config: &TrainConfig,
+        train: &'s Split,
+        folder: impl AsRef<Path>,
+        evaluation: Option<&'s Split>,
+        mut progress: impl FnMut(&Progress),
+    ) -> Result<Self> {
+        config.steps(train.image_count())?;
+        let (started, folder) = (Instant::now(), folder.as_ref());
+        [Some(train), evaluation].into_iter().flatten().try_for_each(|split| split.check_images(folder))?;
+        let test_files: Vec<PathBuf> = evaluation.map(|split| paths(folder, split.images())).unwrap_or_default();
+        let test_texts = evaluation.map(|split| split.flat_captions().0).unwrap_or_default();
+        let train_files = paths(folder, train.images());
+        let images = Images::new(model, config, train_files, &test_files, &mut progress)?;
+        let texts = Texts::new(model, train.captions(), &test_texts, &mut progress)?;
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(Self { train, evaluation, images, texts, test_files, test_texts, seconds })
+    }
+
+    /// Recall on the evaluation split, if there is one.
+    fn evaluate(
+        &self,
+        model: &ClipModel,
+        workers: usize,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Option<RetrievalReport>> {
+        let Some(split) = self.evaluation else { return Ok(None) };
+        let images = self.images.evaluation(model, &self.test_files, workers, progress)?;
+        let texts = self.texts.evaluation(model, &self.test_texts, progress)?;
+        recalls(model, split, &images, &texts).map(Some)
+    }
 }
 
 /// What one step of a fit works on.
@@ -77,35 +129,37 @@ impl<'a> Trainer<'a> {
     /// [`Argument`](ErrorKind::Argument) if the recipe does not fit the split; [`Training`](ErrorKind::Training) if a trainable parameter gets no
     /// gradient in the first step, or a loss or gradient is not finite, with the batch's images; [`File`](ErrorKind::File) if images are missing, and any error of reading one.
     pub fn fit(
-        mut self,
+        self,
         train: &Split,
         folder: impl AsRef<Path>,
         evaluation: Option<&Split>,
         mut progress: impl FnMut(&Progress),
     ) -> Result<TrainReport> {
-        let steps = self.config.steps(train.image_count())?;
+        let data = TrainData::prepare(self.model, &self.config, train, folder, evaluation, &mut progress)?;
+        self.fit_prepared(&data, progress)
+    }
+
+    /// [`Trainer::fit`] on data prepared before: runs that differ in seed or recipe, on models with the same frozen towers and the
+    /// same augmentation, prepare once.
+    ///
+    /// # Errors
+    /// As [`Trainer::fit`].
+    pub fn fit_prepared(mut self, data: &TrainData<'_>, mut progress: impl FnMut(&Progress)) -> Result<TrainReport> {
+        let steps = self.config.steps(data.train.image_count())?;
         let started = Instant::now();
-        let folder = folder.as_ref();
-        [Some(train), evaluation].into_iter().flatten().try_for_each(|split| split.check_images(folder))?;
-        let test_files: Vec<PathBuf> = evaluation.map(|split| paths(folder, split.images())).unwrap_or_default();
-        let test_texts = evaluation.map(|split| split.flat_captions().0).unwrap_or_default();
-        let train_files = paths(folder, train.images());
-        let images = Images::new(self.model, &self.config, train_files, &test_files, &mut progress)?;
-        let texts = Texts::new(self.model, train.captions(), &test_texts, &mut progress)?;
         let (mut loss, mut found) = (f64::NAN, None);
         for epoch in 0..self.config.epochs {
-            loss = self.epoch(epoch, steps, train, &images, &texts, &mut progress)?;
+            loss = self.epoch(epoch, steps, data, &mut progress)?;
             let due = self.config.evaluation == Evaluation::EachEpoch || epoch + 1 == self.config.epochs;
-            if let Some(split) = evaluation.filter(|_| due) {
-                let workers = self.config.workers;
-                let image_pooled = images.evaluation(self.model, &test_files, workers, &mut progress)?;
-                let text_pooled = texts.evaluation(self.model, &test_texts, &mut progress)?;
-                let report = recalls(self.model, split, &image_pooled, &text_pooled)?;
+            if due {
+                found = data.evaluate(self.model, self.config.workers, &mut progress)?;
+            }
+            if let (true, Some(report)) = (due, found) {
                 progress(&Progress::Evaluated { epoch: epoch + 1, report });
-                found = Some(report);
             }
         }
-        Ok(TrainReport { steps, loss, evaluation: found, seconds: started.elapsed().as_secs_f64() })
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(TrainReport { steps, loss, evaluation: found, prepare_seconds: data.seconds, seconds })
     }
 
     /// One pass over the training images; returns the mean loss.
@@ -113,21 +167,19 @@ impl<'a> Trainer<'a> {
         &mut self,
         epoch: usize,
         steps: usize,
-        train: &Split,
-        images: &Images,
-        texts: &Texts,
+        data: &TrainData<'_>,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<f64> {
-        let batch_size = self.config.batch_size;
+        let (batch_size, train) = (self.config.batch_size, data.train);
         let sampler = Sampler::new(self.config.seed);
         let order = sampler.order(epoch, train.image_count());
-        let mut loader = images.epoch(&self.config, epoch, &order)?;
+        let mut loader = data.images.epoch(&self.config, epoch, &order)?;
         let (started, mut sum, mut done) = (Instant::now(), 0.0, 0);
         for chosen in order.chunks_exact(batch_size) {
             let caption = |&i: &usize| (i, sampler.caption(epoch, i, train.captions()[i].len()));
             let captions: Vec<(usize, usize)> = chosen.iter().map(caption).collect();
             let image_pooled = loader.next(self.model, chosen)?;
-            let text_pooled = texts.batch(self.model, train.captions(), &captions)?;
+            let text_pooled = data.texts.batch(self.model, train.captions(), &captions)?;
             let lr_factor = self.config.schedule.factor(self.taken, steps);
             let outcome = self.step(&Batch { image_pooled, text_pooled, images: chosen }, train, lr_factor)?;
             sum += outcome.loss;
