@@ -9,7 +9,7 @@ use clap::Parser;
 use common::{Machine, Outcome, dtype, exit, lines, progress};
 use diptych::candle::{D, Tensor};
 use diptych::image::ImageInput;
-use diptych::{ClipModel, ImageEncoder, Loaded, TextEncoder, weights};
+use diptych::{ClipModel, Embeddings, ImageEncoder, Loaded, TextEncoder, weights};
 
 /// Embed images and texts.
 ///
@@ -69,10 +69,12 @@ fn run(args: &Args) -> Outcome<()> {
         Loaded::Text(_) if !args.image.is_empty() => return Err(one_tower(&args.model, "text", "images")),
         Loaded::Image(encoder) => {
             let features = images(args, &encoder, &mut out, Ok)?;
+            Embeddings::from_features(&features)?; // refuses what is not finite
             out.push(("image_features", features));
         }
         Loaded::Text(encoder) => {
             let features = self::texts(args, &encoder, &texts, &mut out, Ok)?;
+            Embeddings::from_features(&features)?; // refuses what is not finite
             out.push(("text_features", features));
         }
     }
@@ -89,14 +91,14 @@ fn dual(args: &Args, model: &ClipModel, texts: &[String], out: &mut Tensors) -> 
     let mut embeds: [Option<Tensor>; 2] = [None, None];
     if !args.image.is_empty() {
         let features = images(args, model.image_encoder(), out, |pooled| model.project_image(&pooled))?;
-        embeds[0] = Some(diptych::ops::l2_normalize(&features)?);
+        embeds[0] = Some(Embeddings::from_features(&features)?.tensor()?);
         if args.raw {
             out.push(("image_features", features));
         }
     }
     if !texts.is_empty() {
         let features = self::texts(args, model.text_encoder(), texts, out, |pooled| model.project_text(&pooled))?;
-        embeds[1] = Some(diptych::ops::l2_normalize(&features)?);
+        embeds[1] = Some(Embeddings::from_features(&features)?.tensor()?);
         if args.raw {
             out.push(("text_features", features));
         }

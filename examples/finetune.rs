@@ -11,7 +11,7 @@ use diptych::data::{PairDataset, Split};
 use diptych::image::Augment;
 use diptych::towers::{ImagePooling, TextPooling};
 use diptych::train::{Evaluation, Half, Progress, Schedule, TrainConfig, TrainReport, Trainer};
-use diptych::weights::Pattern;
+use diptych::weights::{Pattern, check_save_target};
 use diptych::{ClipModel, InputNorm, Loader, ProjectionConfig};
 use indicatif::ProgressBar;
 
@@ -131,11 +131,10 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Outcome<()> {
     let (train, test) = splits(args)?;
     let folder = args.images.clone().or_else(|| args.data.parent().map(Into::into)).unwrap_or_default();
-    train.check_images(&folder)?;
-    if let Some(test) = &test {
-        test.check_images(&folder)?;
-    }
     let save_dtype = dtype(&args.save_dtype)?;
+    if let Some(out) = &args.out {
+        check_save_target(out)?;
+    }
     let model = freeze(args, build(args)?)?;
     let trained: usize = model.trainable().iter().map(|(_, var)| var.elem_count()).sum();
     eprintln!("{} parameters, {trained} of them trained", model.parameters().element_count());

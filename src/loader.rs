@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::encoder::{ImageEncoder, TextEncoder};
 use crate::families::{ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, Role, TextPlan};
-use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig};
+use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig, ProcessorClass};
 use crate::model::{ClipConfig, ClipModel};
 use crate::text::{PadId, TextTokenizer, TokenRules};
 use crate::towers::{ImagePooling, TextPooling};
@@ -188,7 +188,8 @@ impl Loader {
         match self.open(id_or_dir)? {
             (Plan::Image(plan), files) => self.build_image(*plan, &files),
             (Plan::Clip(plan), files) => {
-                self.build_image(ImagePlan { config: plan.config.image, renames: plan.image }, &files)
+                let ClipPlan { config, image: renames, processor, .. } = *plan;
+                self.build_image(ImagePlan { config: config.image, renames, processor }, &files)
             }
             (Plan::Text(_), files) => {
                 Err(Error::file(files.folder.path(), "it holds a text tower, not an image tower"))
@@ -226,7 +227,7 @@ impl Loader {
         let parts = [(ClipConfig::TEXT, &plan.text), (ClipConfig::IMAGE, &plan.image), ("", &plan.heads)];
         let parameters = self.parameters(files, &parts, |params| config.collect(params))?;
         let tokenizer = tokenizer(files, config.text.tower.context_length(), plan.pad_id)?;
-        ClipModel::from_parameters(config, tokenizer, self.processor(files)?, parameters, &self.device)
+        ClipModel::from_parameters(config, tokenizer, self.processor(files, plan.processor)?, parameters, &self.device)
     }
 
     fn build_text(&self, plan: TextPlan, files: &Files) -> Result<TextEncoder> {
@@ -241,7 +242,7 @@ impl Loader {
         let mut config = plan.config;
         self.apply_pooling(None, Some(&mut config.pooling));
         let parameters = self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop))?;
-        ImageEncoder::from_parameters(config, self.processor(files)?, parameters, &self.device)
+        ImageEncoder::from_parameters(config, self.processor(files, plan.processor)?, parameters, &self.device)
     }
 
     fn apply_pooling(&self, text: Option<&mut TextPooling>, image: Option<&mut ImagePooling>) {
@@ -284,8 +285,8 @@ impl Loader {
         params.finish(&name)
     }
 
-    fn processor(&self, files: &Files) -> Result<ImageProcessor> {
-        let mut config = ImageProcessorConfig::from_folder(files.folder.path())?;
+    fn processor(&self, files: &Files, class: ProcessorClass) -> Result<ImageProcessor> {
+        let mut config = ImageProcessorConfig::from_folder(files.folder.path(), class)?;
         if let Some(size) = self.image_size {
             config = config.with_image_size(size)?;
         }
@@ -321,10 +322,6 @@ impl ParamSource for Branches {
             Some((source, rest)) => source.get(rest, shape, init),
             None => Err(format!("{name}: missing")),
         }
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        self.find(name).is_some_and(|(source, rest)| source.contains(rest))
     }
 }
 

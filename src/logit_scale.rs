@@ -13,7 +13,7 @@ pub struct LogitScale {
 
 impl LogitScale {
     /// ln(1/0.07), where CLIP starts (Radford et al. 2021, section 2.5).
-    pub const START: f32 = 2.659_260_0;
+    pub const START: f32 = 2.659_26;
     /// ln 100, above which CLIP's training never lets it rise.
     pub const LARGEST: f64 = 4.605_170_185_988_092;
 

@@ -13,7 +13,7 @@ use crate::project::{LinearProject, ProjectionConfig};
 use crate::text::{TextTokenizer, TokenBatch};
 use crate::weights::{Parameters, Params, RandomSource};
 use crate::zero_shot::{Template, ZeroShot};
-use crate::{Embeddings, Result, ops};
+use crate::{Embeddings, Error, Result, ops};
 
 /// A whole dual encoder's configuration, as our own `config.json` holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -128,7 +128,17 @@ impl ClipModel {
         seed: u64,
     ) -> Result<Self> {
         let config = ClipConfig { text: text.config().clone(), image: image.config().clone(), projection };
-        let params = Params::new(RandomSource::new(seed, DType::F32, image.device()));
+        let dtype = |parameters: &Parameters| parameters.iter().next().map_or(DType::F32, |(_, tensor)| tensor.dtype());
+        let (text_dtype, image_dtype) = (dtype(text.parameters()), dtype(image.parameters()));
+        if text_dtype != image_dtype || !text.device().same_device(image.device()) {
+            let message = format!(
+                "the text tower is {text_dtype:?} on {:?}, the image tower {image_dtype:?} on {:?}; load both alike",
+                text.device().location(),
+                image.device().location()
+            );
+            return Err(Error::argument("text, image", message));
+        }
+        let params = Params::new(RandomSource::new(seed, image_dtype, image.device()));
         config.build_heads(&params)?;
         let heads = Built::new(params.finish("projections")?, |params| config.build_heads(params))?;
         Ok(Self { config, text, image, heads })

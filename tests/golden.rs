@@ -66,6 +66,7 @@ fn half_of_a_dual_encoder_loads_alone() {
 
 #[test]
 fn the_sample_photo_and_texts_give_the_references_inputs() {
+    let (mut photos, mut texts_checked) = (0, 0);
     for golden in Golden::all() {
         let text = std::fs::read_to_string(golden.path.join("golden.json")).expect("golden.json");
         let facts: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -75,6 +76,7 @@ fn the_sample_photo_and_texts_give_the_references_inputs() {
             let pixels = encoder.processor().pixel_values(&inputs, encoder.device()).expect(&golden.name);
             let error = relative_error(&pixels, expected);
             assert!(error < 1e-6, "{}: pixel values differ by {error:.1e}", golden.name);
+            photos += 1;
         }
         if let (Some(texts), Some(ids)) = (facts["sample_texts"].as_array(), facts["sample_input_ids"].as_array()) {
             let texts: Vec<&str> = texts.iter().map(|t| t.as_str().expect("a text")).collect();
@@ -84,9 +86,11 @@ fn the_sample_photo_and_texts_give_the_references_inputs() {
                 let row: Vec<u32> =
                     row.as_array().expect("ids").iter().map(|v| v.as_u64().expect("id") as u32).collect();
                 assert_eq!(tokens.row(i), Some(&row[..]), "{}: {:?}", golden.name, texts[i]);
+                texts_checked += 1;
             }
         }
     }
+    assert!(photos >= 10 && texts_checked >= 30, "{photos} photos, {texts_checked} texts");
 }
 
 #[test]

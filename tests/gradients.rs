@@ -14,7 +14,9 @@ fn is_zero_by_mathematics(name: &str) -> bool {
 }
 
 fn largest(t: &Tensor) -> f64 {
-    t.abs().and_then(|t| t.flatten_all()?.max(0)?.to_dtype(DType::F64)?.to_scalar()).expect("values")
+    let values: Vec<f64> = t.to_dtype(DType::F64).and_then(|t| t.flatten_all()?.to_vec1()).expect("values");
+    // Unlike a maximum, the sum keeps a NaN.
+    if values.iter().sum::<f64>().is_finite() { values.iter().fold(0.0, |m, v| m.max(v.abs())) } else { f64::NAN }
 }
 
 /// Backward of `objective`, then the rule for each of `parameters`.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use diptych::candle::{Device, Tensor};
 use diptych::image::image_crate::RgbImage;
 use diptych::image::{
-    DecodeOptions, Filter, ImageInput, ImageProcessor, ImageProcessorConfig, ImageSize, Orientation, Transparency,
-    resize,
+    DecodeOptions, Filter, ImageInput, ImageProcessor, ImageProcessorConfig, ImageSize, Orientation, ProcessorClass,
+    Transparency, resize,
 };
 
 fn golden(name: &str) -> PathBuf {
@@ -21,7 +21,7 @@ fn tensors(name: &str) -> HashMap<String, Tensor> {
 fn config(name: &str) -> ImageProcessorConfig {
     let path = golden(&format!("{name}.json"));
     let json = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    ImageProcessorConfig::from_hugging_face(&json, &path).unwrap()
+    ImageProcessorConfig::from_hugging_face(&json, &path, ProcessorClass::Clip).unwrap()
 }
 
 fn processor(name: &str) -> ImageProcessor {
@@ -142,7 +142,11 @@ fn configurations_survive_the_way_through_hugging_face_and_our_own_form() {
     for name in ["clip", "clip_pad", "dinov2", "vit", "deit", "siglip", "blip", "edges", "raw"] {
         let config = config(name);
         let theirs = config.to_hugging_face();
-        assert_eq!(ImageProcessorConfig::from_hugging_face(&theirs, Path::new("")).unwrap(), config, "{name}");
+        assert_eq!(
+            ImageProcessorConfig::from_hugging_face(&theirs, Path::new(""), ProcessorClass::Clip).unwrap(),
+            config,
+            "{name}"
+        );
         let ours = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<ImageProcessorConfig>(&ours).unwrap(), config, "{name}");
     }

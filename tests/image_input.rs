@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use diptych::image::{DecodeOptions, ImageInput, ImageProcessor, ImageProcessorConfig, decode};
+use diptych::image::{DecodeOptions, ImageInput, ImageProcessor, ImageProcessorConfig, ProcessorClass, decode};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/image").join(name)
@@ -122,15 +122,20 @@ fn one_bad_image_in_a_batch_is_named() {
 #[test]
 fn a_folder_without_a_processor_says_what_is_missing() {
     let folder = tempfile::tempdir().unwrap();
-    let error = ImageProcessorConfig::from_folder(folder.path()).unwrap_err().to_string();
+    let error = ImageProcessorConfig::from_folder(folder.path(), ProcessorClass::Clip).unwrap_err().to_string();
     assert!(error.contains("preprocessor_config.json"), "{error}");
     std::fs::copy(golden("vit.json"), folder.path().join("preprocessor_config.json")).unwrap();
     std::fs::write(folder.path().join("processor_config.json"), r#"{"processor_class": "CLIPProcessor"}"#).unwrap();
-    let flat = ImageProcessorConfig::from_folder(folder.path()).unwrap();
+    let flat = ImageProcessorConfig::from_folder(folder.path(), ProcessorClass::Clip).unwrap();
     let clip = std::fs::read_to_string(golden("clip.json")).unwrap();
     let nested = format!(r#"{{"image_processor": {clip}}}"#);
     std::fs::write(folder.path().join("processor_config.json"), nested).unwrap();
-    assert_ne!(ImageProcessorConfig::from_folder(folder.path()).unwrap(), flat);
+    assert_ne!(ImageProcessorConfig::from_folder(folder.path(), ProcessorClass::Clip).unwrap(), flat);
     std::fs::write(folder.path().join("processor_config.json"), "{").unwrap();
-    assert!(ImageProcessorConfig::from_folder(folder.path()).unwrap_err().to_string().contains("not JSON"));
+    assert!(
+        ImageProcessorConfig::from_folder(folder.path(), ProcessorClass::Clip)
+            .unwrap_err()
+            .to_string()
+            .contains("not JSON")
+    );
 }

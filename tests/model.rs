@@ -75,6 +75,9 @@ fn half_precision_halves_the_file_and_moves_the_numbers_little() {
     let path = folder.path().join("saved");
     model.save_pretrained_as(&path, DType::F16).expect("saved");
     let again = ClipModel::from_pretrained(path.to_str().expect("UTF-8")).expect("loaded");
+    model.save_pretrained(folder.path().join("full")).expect("saved");
+    let size = |name: &str| std::fs::metadata(folder.path().join(name).join("model.safetensors")).expect("file").len();
+    assert!(size("saved") * 2 < size("full") + 8192, "{} and {}", size("saved"), size("full"));
     let (a, b) = (model.image_encoder().pooled(golden.pixels()), again.image_encoder().pooled(golden.pixels()));
     assert!(relative_error(&b.expect("pooled"), &a.expect("pooled")) < 5e-3);
 }
@@ -241,4 +244,99 @@ fn a_folder_with_one_tower_says_so() {
     assert!(matches!(Loader::new().load(golden.dir()), Ok(Loaded::Image(_))));
     let text = ClipModel::from_pretrained(golden.dir()).err().expect("an error").to_string();
     assert!(text.contains("one tower"), "{text}");
+}
+
+/// A copy of a golden folder, to be changed.
+fn copy(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for entry in std::fs::read_dir(Golden::named(name).path).expect("readable") {
+        let path = entry.expect("entry").path();
+        std::fs::copy(&path, folder.path().join(path.file_name().expect("name"))).expect("copied");
+    }
+    folder
+}
+
+/// Changes the JSON file `name` of a folder.
+fn change(folder: &tempfile::TempDir, name: &str, edit: impl FnOnce(&mut serde_json::Value)) {
+    let path = folder.path().join(name);
+    let mut value = serde_json::from_str(&std::fs::read_to_string(&path).expect("read")).expect("JSON");
+    edit(&mut value);
+    std::fs::write(path, value.to_string()).expect("written");
+}
+
+#[test]
+fn a_processor_file_that_names_no_class_is_the_architectures() {
+    let folder = copy("vit");
+    std::fs::write(folder.path().join("preprocessor_config.json"), r#"{"size": 8}"#).expect("written");
+    let loaded = Loader::new().image_encoder(folder.path().to_str().expect("UTF-8")).expect("loaded");
+    let config = loaded.processor().config();
+    assert!(config.crop.is_none(), "ViT's processor does not crop: {config:?}");
+    assert_eq!(config.output_size(), Some(diptych::image::ImageSize::square(8)));
+}
+
+#[test]
+fn an_old_clip_files_dict_wins_with_its_defaults() {
+    let folder = copy("clip");
+    change(&folder, "config.json", |config| {
+        let mut text = config["text_config"].clone();
+        text["layer_norm_eps"] = 0.5.into();
+        text["vocab_size"] = 7.into();
+        let dict = config["text_config"].clone();
+        config["text_config"] = text;
+        config["text_config_dict"] = dict;
+    });
+    let golden = Golden::named("clip");
+    let model = ClipModel::from_pretrained(folder.path().to_str().expect("UTF-8")).expect("the dict fits the weights");
+    golden.check("text.pooled", &model.text_encoder().pooled(&golden.tokens()).expect("pooled"));
+}
+
+#[test]
+fn random_weights_have_the_architecture_of_the_checkpoint() {
+    let golden = Golden::named("vtde_vit_bert");
+    let names = |model: &ClipModel| model.parameters().iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>();
+    let random = Loader::new().random_weights(0).clip(golden.dir()).expect("built");
+    assert_eq!(names(&random), names(&load("vtde_vit_bert")));
+}
+
+#[test]
+fn half_precision_towers_get_half_precision_heads() {
+    let loader = Loader::new().dtype(DType::F16);
+    let text = loader.text_encoder(Golden::named("bert").dir()).expect("text");
+    let image = loader.image_encoder(Golden::named("vit").dir()).expect("image");
+    let model = ClipModel::from_encoders(text, image, 8).expect("built");
+    let rows = model.embed_texts(&["a cat"]).expect("embedded");
+    assert!(rows.row(0).expect("row").iter().all(|v| v.is_finite()));
+    let text = Loader::new().text_encoder(Golden::named("bert").dir()).expect("text");
+    let mixed = ClipModel::from_encoders(text, model.image_encoder().clone(), 8).err().expect("an error").to_string();
+    assert!(mixed.contains("F32") && mixed.contains("F16"), "{mixed}");
+}
+
+#[test]
+fn absurd_sizes_are_errors_at_once() {
+    for (field, value) in
+        [("num_hidden_layers", 16_777_216), ("hidden_size", 1 << 40), ("vocab_size", 1 << 40), ("patch_size", 0)]
+    {
+        let folder = copy("clip");
+        change(&folder, "config.json", |config| {
+            let part = if field == "patch_size" { "vision_config" } else { "text_config" };
+            config[part][field] = value.into();
+        });
+        let dir = folder.path().to_str().expect("UTF-8");
+        assert!(ClipModel::from_pretrained(dir).is_err(), "{field}");
+        let random = Loader::new().random_weights(0).clip(dir);
+        assert!(random.is_err(), "{field}");
+    }
+}
+
+#[test]
+fn a_place_that_cannot_be_saved_to_is_known_before_training() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let check = |name: &str| diptych::weights::check_save_target(folder.path().join(name));
+    check("new/and/deeper").expect("it can be made");
+    assert!(!folder.path().join("new").exists(), "checking makes nothing");
+    std::fs::write(folder.path().join("file"), "x").expect("written");
+    assert!(check("file").is_err());
+    std::fs::create_dir(folder.path().join("other")).expect("made");
+    std::fs::write(folder.path().join("other/notes.txt"), "x").expect("written");
+    assert!(check("other").expect_err("no model folder").to_string().contains("other"));
 }

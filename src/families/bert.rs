@@ -1,11 +1,11 @@
 //! BERT, RoBERTa and XLM-RoBERTa as transformers writes them (`modeling_bert.py`, `modeling_roberta.py`).
 
 use super::{Families, Family, FamilySource, Plan, Role, TextPlan};
-use crate::Result;
 use crate::encoder::TextEncoderConfig;
 use crate::ops::Activation;
 use crate::towers::{BertConfig, Positions, TextPooling, TextTowerConfig};
 use crate::weights::Renames;
+use crate::{Error, Result};
 
 /// The family of `model_type` bert, roberta, xlm-roberta.
 pub(super) struct Bert;
@@ -44,12 +44,21 @@ impl Family for Bert {
 
     fn plan(&self, _: &Families, source: &FamilySource<'_>) -> Result<Plan> {
         let config = &source.config;
-        let is_bert = config.model_type()? == "bert";
+        let model_type = config.model_type()?;
+        let (is_bert, is_roberta) = (model_type == "bert", model_type == "roberta");
         config.require("position_embedding_type", "absolute")?;
         let pad_id = config.id("pad_token_id", if is_bert { 0 } else { 1 })?;
-        let pooler = source.has("pooler.dense.weight");
+        let pooler = source.has_pooler();
+        if config.flag("is_decoder", false)? {
+            return Err(Error::unsupported(
+                config.path().display().to_string(),
+                "is_decoder",
+                "true",
+                "false (an encoder)",
+            ));
+        }
         let tower = BertConfig {
-            vocab_size: config.size("vocab_size", if is_bert { 30522 } else { 50265 })?,
+            vocab_size: config.size("vocab_size", if is_roberta { 50265 } else { 30522 })?,
             hidden_size: config.size("hidden_size", 768)?,
             num_hidden_layers: config.size("num_hidden_layers", 12)?,
             num_attention_heads: config.size("num_attention_heads", 12)?,

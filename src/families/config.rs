@@ -40,19 +40,24 @@ impl Config {
         Value::Object(self.fields.clone())
     }
 
-    /// The part under `name`, empty where there is none. Old CLIP files carry `{name}_dict` too, whose values win where it is
-    /// not null (reference: `configuration_clip.py` of transformers).
+    /// The part under `name`, empty where there is none. Old CLIP files carry `{name}_dict` too: where it is not null it wins,
+    /// and what it does not say has the class's default (reference: `configuration_clip.py` of transformers, which fills it
+    /// up before it overrides).
     ///
     /// # Errors
     /// When it is no JSON object.
     pub fn part(&self, name: &str) -> Result<Self> {
-        let mut fields = Map::new();
-        for key in [name.to_string(), format!("{name}_dict")] {
-            match self.fields.get(&key) {
-                None | Some(Value::Null) => {}
-                Some(Value::Object(part)) => fields.extend(part.clone()),
-                Some(other) => return Err(self.wrong(&key, other, "an object")),
-            }
+        let keys = [format!("{name}_dict"), name.to_string()];
+        let found = keys.iter().find_map(|key| Some((key, self.fields.get(key).filter(|value| !value.is_null())?)));
+        let mut fields = match found {
+            None => Map::new(),
+            Some((_, Value::Object(part))) => part.clone(),
+            Some((key, other)) => return Err(self.wrong(key, other, "an object")),
+        };
+        if let (false, Some(model_type)) =
+            (fields.contains_key("model_type"), self.fields.get(name).and_then(|part| part.get("model_type")))
+        {
+            fields.insert("model_type".to_string(), model_type.clone());
         }
         Ok(Self { path: self.path.clone(), part: format!("{}{name}.", self.part), fields })
     }

@@ -3,6 +3,7 @@
 use super::{Families, Family, FamilySource, ImagePlan, Plan, vit};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
+use crate::image::ProcessorClass;
 use crate::nn::MlpKind;
 use crate::towers::{ClassifierInput, ImageTowerConfig};
 use crate::weights::Renames;
@@ -36,7 +37,7 @@ impl Family for Dinov2 {
 
     fn plan(&self, _: &Families, source: &FamilySource<'_>) -> Result<Plan> {
         let config = &source.config;
-        let mut tower = vit::base(config, 16, 1e-6)?;
+        let mut tower = vit::base(config, 14, 1e-6)?;
         let inner = (tower.hidden_size as f64 * config.number("mlp_ratio", 4.0)?) as usize;
         let swiglu = config.flag("use_swiglu_ffn", false)?;
         // SwiGLU keeps the parameter count with two thirds of the width, rounded up to a multiple of eight.
@@ -51,6 +52,6 @@ impl Family for Dinov2 {
         let rules: Vec<_> = RULES.into_iter().chain(vit::EMBEDDINGS).collect();
         let renames = Renames::new(&rules, &vit::EXTRAS)?;
         let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling };
-        Ok(Plan::Image(Box::new(ImagePlan { config, renames })))
+        Ok(Plan::Image(Box::new(ImagePlan { config, renames, processor: ProcessorClass::Bit })))
     }
 }

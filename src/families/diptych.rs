@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{ClipPlan, Families, Family, FamilySource, Plan};
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
+use crate::image::ProcessorClass;
 use crate::model::ClipConfig;
 use crate::project::ProjectionConfig;
 use crate::text::TextTokenizer;
@@ -41,6 +42,7 @@ impl Family for Diptych {
             image: Renames::default().within(ClipConfig::IMAGE),
             heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
             pad_id: pad_token_id,
+            processor: ProcessorClass::Clip,
         })))
     }
 }

@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 
 use super::{ClipPlan, Config, Families, Family, FamilySource, ImagePlan, Plan, TextPlan};
-use crate::Result;
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
+use crate::image::ProcessorClass;
 use crate::model::ClipConfig;
 use crate::nn::MlpKind;
 use crate::ops::Activation;
@@ -15,6 +15,7 @@ use crate::towers::{
     TextTransformerConfig, VitConfig,
 };
 use crate::weights::Renames;
+use crate::{Error, Result};
 
 /// The family of `model_type` clip and its halves.
 pub(super) struct HfClip;
@@ -42,6 +43,15 @@ impl Family for HfClip {
             _ if config.architecture_ends_with("VisionModel") => {
                 Ok(Plan::Image(Box::new(image(&config.part("vision_config")?)?)))
             }
+            _ if config.architecture_ends_with("ForImageClassification") => {
+                let context = config.path().display().to_string();
+                Err(Error::unsupported(
+                    context,
+                    "architecture",
+                    "CLIPForImageClassification",
+                    "CLIPModel and its halves",
+                ))
+            }
             _ => clip(config),
         }
     }
@@ -56,6 +66,7 @@ fn clip(config: &Config) -> Result<Plan> {
         image: image.renames.within(ClipConfig::IMAGE),
         heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
         pad_id: text.pad_id,
+        processor: image.processor,
     })))
 }
 
@@ -102,11 +113,11 @@ fn image(config: &Config) -> Result<ImagePlan> {
         initializer_range: config.number("initializer_range", 0.02)? as f32,
     };
     let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling: ImagePooling::Cls };
-    Ok(ImagePlan { config, renames: Renames::new(&[("^vision_model", "")], &EXTRAS)? })
+    Ok(ImagePlan { config, renames: Renames::new(&[("^vision_model", "")], &EXTRAS)?, processor: ProcessorClass::Clip })
 }
 
 /// The `config.json` of this family for a model, if the family can express it.
-pub(super) fn to_hugging_face(config: &ClipConfig) -> Option<Value> {
+pub(super) fn to_hugging_face(config: &ClipConfig, pad_id: u32) -> Option<Value> {
     let TextTowerConfig::TextTransformer(text) = &config.text.tower else { return None };
     let ImageTowerConfig::Vit(image) = &config.image.tower;
     let linear = config.projection.kind == ProjectionKind::Linear && config.projection.input == InputNorm::None;
@@ -130,6 +141,7 @@ pub(super) fn to_hugging_face(config: &ClipConfig) -> Option<Value> {
             "layer_norm_eps": text.layer_norm_eps,
             "max_position_embeddings": text.context_length,
             "eos_token_id": eos,
+            "pad_token_id": pad_id,
             "initializer_range": text.initializer_range,
             "projection_dim": config.projection.embed_dim,
         },

@@ -19,6 +19,7 @@ use candle_core::DType;
 use serde_json::Value;
 
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
+use crate::image::ProcessorClass;
 use crate::model::{ClipConfig, ClipModel};
 use crate::weights::Renames;
 use crate::{Error, Result};
@@ -48,6 +49,13 @@ impl FamilySource<'_> {
     pub fn has(&self, suffix: &str) -> bool {
         self.names.as_ref().is_some_and(|names| names.iter().any(|name| name.ends_with(suffix)))
     }
+
+    /// Whether the tower has a pooler: the files decide. Where weights are to be random, half of a dual encoder has one, as
+    /// transformers builds it.
+    #[must_use]
+    pub fn has_pooler(&self) -> bool {
+        self.has("pooler.dense.weight") || self.names.is_none() && self.role == Role::Half
+    }
 }
 
 /// A text tower as its files describe it.
@@ -68,6 +76,8 @@ pub struct ImagePlan {
     pub config: ImageEncoderConfig,
     /// From the files' names to ours.
     pub renames: Renames,
+    /// The image processor where the folder's file names none.
+    pub processor: ProcessorClass,
 }
 
 /// A dual encoder as its files describe it.
@@ -83,6 +93,8 @@ pub struct ClipPlan {
     pub heads: Renames,
     /// The padding id where the tokenizer's files name none.
     pub pad_id: u32,
+    /// The image processor where the folder's file names none.
+    pub processor: ProcessorClass,
 }
 
 /// What a folder holds.
@@ -149,7 +161,7 @@ impl Families {
 
 /// Writes a model in the first layout that can express it.
 pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Result<()> {
-    let config: Value = match hf_clip::to_hugging_face(model.config()) {
+    let config: Value = match hf_clip::to_hugging_face(model.config(), model.text_encoder().tokenizer().pad_id()) {
         Some(config) => config,
         None => diptych::to_config(model.config(), model.text_encoder().tokenizer())?,
     };

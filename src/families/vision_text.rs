@@ -38,6 +38,7 @@ impl Family for VisionText {
             image: image.renames.within(ClipConfig::IMAGE),
             heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
             pad_id: text.pad_id,
+            processor: image.processor,
         })))
     }
 }

@@ -3,6 +3,7 @@
 use super::{Config, Families, Family, FamilySource, ImagePlan, Plan};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
+use crate::image::ProcessorClass;
 use crate::nn::MlpKind;
 use crate::ops::Activation;
 use crate::towers::{ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, Pooler, PrefixTokens, VitConfig};
@@ -83,7 +84,9 @@ pub(super) fn base(config: &Config, patch_size: usize, layer_norm_eps: f64) -> R
 pub(super) fn has_classifier(source: &FamilySource<'_>) -> bool {
     match source.names {
         Some(_) => source.has("classifier.weight"),
-        None => source.config.architecture_ends_with("ForImageClassification"),
+        None => ["ForImageClassification", "ForImageClassificationWithTeacher"]
+            .iter()
+            .any(|suffix| source.config.architecture_ends_with(suffix)),
     }
 }
 
@@ -95,24 +98,27 @@ impl Family for Vit {
     fn plan(&self, _: &Families, source: &FamilySource<'_>) -> Result<Plan> {
         let config = &source.config;
         let mut tower = base(config, 16, 1e-12)?;
-        if config.model_type()? == "deit" {
+        let is_deit = config.model_type()? == "deit";
+        if is_deit {
             tower.prefix_tokens = PrefixTokens::ClassAndDistillation;
         }
-        if source.has("pooler.dense.weight") {
+        if source.has_pooler() {
             tower.pooler = Some(Pooler {
                 size: config.size("pooler_output_size", tower.hidden_size)?,
                 activation: config.activation("pooler_act", Activation::Tanh)?,
             });
         }
         if has_classifier(source) {
-            let teacher = source.has("distillation_classifier.weight");
+            let teacher = source.has("distillation_classifier.weight")
+                || source.names.is_none() && config.architecture_ends_with("WithTeacher");
             tower.classifier = Some(if teacher { ClassifierInput::ClsAndDistillation } else { ClassifierInput::Cls });
             tower.num_labels = config.label_count()?;
         }
         let pooling = pooling(tower.classifier, tower.pooler);
         let rules: Vec<_> = RULES.into_iter().chain(EMBEDDINGS).collect();
         let renames = Renames::new(&rules, &EXTRAS)?;
+        let processor = if is_deit { ProcessorClass::Deit } else { ProcessorClass::Vit };
         let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling };
-        Ok(Plan::Image(Box::new(ImagePlan { config, renames })))
+        Ok(Plan::Image(Box::new(ImagePlan { config, renames, processor })))
     }
 }

@@ -106,11 +106,12 @@ impl ProcessorClass {
 
 impl ImageProcessorConfig {
     /// Reads the processor of a model folder, from `processor_config.json` if that describes one, as transformers 5
-    /// writes it, else from `preprocessor_config.json`.
+    /// writes it, else from `preprocessor_config.json`. Where the file names no processor class, as old ones do not, it is
+    /// `class`: transformers takes the one of the model's architecture.
     ///
     /// # Errors
     /// If there is neither file, or what there is cannot be used; see [`ImageProcessorConfig::from_hugging_face`].
-    pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
+    pub fn from_folder(folder: impl AsRef<Path>, class: ProcessorClass) -> Result<Self> {
         let read = |name: &str| -> Result<Option<(std::path::PathBuf, Value)>> {
             let path = folder.as_ref().join(name);
             if !path.exists() {
@@ -129,39 +130,28 @@ impl ImageProcessorConfig {
                 Error::file(folder.as_ref(), message)
             })?,
         };
-        Self::from_hugging_face(&json, &path)
+        Self::from_hugging_face(&json, &path, class)
     }
 
     /// Reads the contents of a `preprocessor_config.json` or of transformers 5's `processor_config.json`.
     ///
-    /// `path` is where `json` comes from; errors name it. Fields that no image processor here has are left alone.
+    /// `path` is where `json` comes from; errors name it. Fields that no image processor here has are left alone. `class` is
+    /// the processor class of a file that names none.
     ///
     /// # Errors
-    /// If the file names no processor class or one that this crate does not have, or a field's value cannot be used.
-    pub fn from_hugging_face(json: &Value, path: &Path) -> Result<Self> {
+    /// If the file names a processor class that this crate does not have, or a field's value cannot be used.
+    pub fn from_hugging_face(json: &Value, path: &Path, class: ProcessorClass) -> Result<Self> {
         let fields = Fields::new(json, path)?;
         let name = match fields.text("image_processor_type")? {
-            Some(name) => name,
-            None => fields.text("feature_extractor_type")?.ok_or_else(|| {
-                let supported = ProcessorClass::supported();
-                let message = format!("the field is missing; it names the processor class, one of {supported}");
-                fields.error("image_processor_type", message)
-            })?,
+            Some(name) => Some(name),
+            None => fields.text("feature_extractor_type")?,
         };
+        let Some(name) = name else { return fields.config(class) };
         let class = ProcessorClass::from_name(name).ok_or_else(|| {
             let context = path.display().to_string();
             Error::unsupported(context, "image processor", name, ProcessorClass::supported())
         })?;
         fields.config(class)
-    }
-
-    /// As [`ImageProcessorConfig::from_hugging_face`], with the processor class given by the caller: for old files that
-    /// do not name one.
-    ///
-    /// # Errors
-    /// If a field's value cannot be used.
-    pub fn from_hugging_face_as(json: &Value, path: &Path, class: ProcessorClass) -> Result<Self> {
-        Fields::new(json, path)?.config(class)
     }
 
     /// A `preprocessor_config.json` from which transformers makes the same processor.
@@ -352,7 +342,11 @@ mod tests {
     use super::*;
 
     fn read(json: Value) -> Result<ImageProcessorConfig> {
-        ImageProcessorConfig::from_hugging_face(&json, Path::new("folder/preprocessor_config.json"))
+        ImageProcessorConfig::from_hugging_face(
+            &json,
+            Path::new("folder/preprocessor_config.json"),
+            ProcessorClass::Clip,
+        )
     }
 
     #[test]
@@ -421,8 +415,7 @@ mod tests {
         assert!(message.contains("'SamImageProcessor'") && message.contains("CLIPImageProcessor"), "{message}");
         assert!(read(json!({})).unwrap_err().to_string().contains("image_processor_type"));
         assert!(read(json!([1])).unwrap_err().to_string().contains("not a JSON object"));
-        let config =
-            ImageProcessorConfig::from_hugging_face_as(&json!({}), Path::new("p"), ProcessorClass::Deit).unwrap();
+        let config = ImageProcessorConfig::from_hugging_face(&json!({}), Path::new("p"), ProcessorClass::Deit).unwrap();
         assert_eq!(config.crop, Some(ImageSize::square(224)));
     }
 }

@@ -85,7 +85,7 @@ impl Bert {
             ("max_position_embeddings", config.context_length()),
             ("type_vocab_size", config.type_vocab_size),
         ];
-        check_sizes(config.hidden_size, config.num_attention_heads, &sizes)?;
+        check_sizes(config.hidden_size, config.num_attention_heads, config.layer_norm_eps, &sizes)?;
         let size = config.hidden_size;
         let init = Init::Normal { std: config.initializer_range };
         let pooler = match pooling {

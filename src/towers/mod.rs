@@ -206,14 +206,17 @@ impl TextTowerConfig {
 }
 
 /// Refuses sizes that no tower can have, before they divide by zero or ask for the memory of the world.
-fn check_sizes(hidden_size: usize, heads: usize, sizes: &[(&'static str, usize)]) -> Result<()> {
-    const LARGEST: usize = 1 << 24;
+fn check_sizes(hidden_size: usize, heads: usize, eps: f64, sizes: &[(&'static str, usize)]) -> Result<()> {
     for &(name, size) in sizes.iter().chain(&[("hidden_size", hidden_size), ("num_attention_heads", heads)]) {
-        if size == 0 || size > LARGEST {
-            return Err(Error::argument(name, format!("{size} is not between 1 and {LARGEST}")));
+        let largest = if name == "num_hidden_layers" { 1 << 10 } else { 1 << 24 };
+        if size == 0 || size > largest {
+            return Err(Error::argument(name, format!("{size} is not between 1 and {largest}")));
         }
     }
-    if hidden_size % heads != 0 {
+    if !(eps > 0.0 && eps < 1.0) {
+        return Err(Error::argument("layer_norm_eps", format!("{eps} is not between 0 and 1")));
+    }
+    if !hidden_size.is_multiple_of(heads) {
         let message = format!("{heads} heads do not divide hidden_size {hidden_size}");
         return Err(Error::argument("num_attention_heads", message));
     }

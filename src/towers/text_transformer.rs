@@ -67,7 +67,7 @@ impl TextTransformer {
             ("intermediate_size", config.intermediate_size),
             ("max_position_embeddings", config.context_length),
         ];
-        check_sizes(config.hidden_size, config.num_attention_heads, &sizes)?;
+        check_sizes(config.hidden_size, config.num_attention_heads, config.layer_norm_eps, &sizes)?;
         if pooling == TextPooling::Pooler {
             return Err(Error::argument("text pooling", "CLIP's text tower has no pooler; use eos, mean or cls"));
         }

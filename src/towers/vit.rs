@@ -146,7 +146,7 @@ impl VitConfig {
             ("patch_size", self.patch_size),
             ("num_channels", self.num_channels),
         ];
-        check_sizes(self.hidden_size, self.num_attention_heads, &sizes)?;
+        check_sizes(self.hidden_size, self.num_attention_heads, self.layer_norm_eps, &sizes)?;
         if self.image_size < self.patch_size || self.image_size > 1 << 16 {
             let message = format!("{} is smaller than patch_size {} or above 65536", self.image_size, self.patch_size);
             return Err(Error::argument("image_size", message));

@@ -151,7 +151,8 @@ impl ResizedImages {
             None => {
                 read = self.processor.resized(&self.files[i])?;
                 let bytes = read.as_raw().len();
-                if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.budget {
+                let room = |used: usize| used.checked_add(bytes).filter(|&used| used <= self.budget);
+                if self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok() {
                     self.kept[i].get_or_init(|| read.clone());
                 }
                 &read

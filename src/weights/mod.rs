@@ -24,5 +24,5 @@ pub use hub::{HubOptions, resolve};
 pub use names::Renames;
 pub use params::{Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
 pub use pattern::Pattern;
-pub use save::{save_folder, save_safetensors, write_atomic};
+pub use save::{check_save_target, save_folder, save_safetensors, write_atomic};
 pub use source::CheckpointSource;

@@ -40,10 +40,10 @@ impl Init {
 pub trait ParamSource: Send + Sync {
     /// The tensor `name` of shape `shape`, or `Err(text)` if it is missing or of another shape; the text becomes one line of
     /// the error that lists everything wrong with the checkpoint.
+    ///
+    /// # Errors
+    /// A sentence that begins with the name.
     fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String>;
-
-    /// Whether a tensor of that name is there. Sources that create tensors say no.
-    fn contains(&self, name: &str) -> bool;
 }
 
 /// The loading context: a source, a place in the tree of names, and the record of what was asked for.
@@ -90,12 +90,6 @@ impl Params {
                 Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
             }
         }
-    }
-
-    /// Whether the source holds a tensor of that name here.
-    #[must_use]
-    pub fn contains(&self, name: &str) -> bool {
-        self.source.contains(&self.full(name))
     }
 
     /// Notes a problem that [`Params::finish`] is to report with the others, such as a tensor of the file that nobody asked for.
@@ -216,10 +210,6 @@ impl ParamSource for Parameters {
         }
         Ok(tensor.clone())
     }
-
-    fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
 }
 
 /// Fresh parameters from a seed. Each tensor depends on the seed and on its own name alone, so the order of building and
@@ -240,17 +230,17 @@ impl RandomSource {
 
 impl ParamSource for RandomSource {
     fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String> {
-        let count = shape.iter().product();
+        const LARGEST: usize = 1 << 31;
+        let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
+        let Some(count) = count.filter(|&count| count <= LARGEST) else {
+            return Err(format!("{name}: shape {shape:?} is more than {LARGEST} numbers"));
+        };
         let values = draw(init, crate::random::stream(self.seed, name), count);
         Tensor::from_vec(values, shape, &Device::Cpu)
             .and_then(|t| t.to_dtype(self.dtype)?.to_device(&self.device))
             .and_then(|t| Var::from_tensor(&t))
             .map(Var::into_inner)
             .map_err(|e| format!("{name}: {e}"))
-    }
-
-    fn contains(&self, _name: &str) -> bool {
-        false
     }
 }
 
@@ -277,9 +267,5 @@ impl ParamSource for VarBuilderSource {
             Init::Uniform { bound } => candle_nn::Init::Uniform { lo: -f64::from(bound), up: f64::from(bound) },
         };
         self.0.get_with_hints(shape, name, hint).map_err(|e| format!("{name}: {e}"))
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        self.0.contains_tensor(name)
     }
 }

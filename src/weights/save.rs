@@ -89,23 +89,42 @@ pub fn save_safetensors<S: Into<String>, T: Borrow<Tensor>>(
 /// anything cannot be written.
 pub fn save_folder(dir: impl AsRef<Path>, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let dir = dir.as_ref();
-    if !dir.exists() {
+    let Some(entries) = target_entries(dir)? else {
         return save_new(dir, write);
-    }
-    let entries = if dir.is_dir() {
-        list(dir)?
-    } else {
-        return Err(Error::file(dir, "is a file, where a folder is to be saved; choose another name"));
     };
+    let staging = tempfile::Builder::new().prefix(STAGING).tempdir_in(dir).map_err(|e| unwritable(dir, &e))?;
+    write(staging.path())?;
+    let files = finish(staging.path())?;
+    replace(dir, staging.path(), &files, &entries).map_err(|e| unwritable(dir, &e))
+}
+
+/// Checks that a model can be saved as `dir`, before the work that makes the model: nothing is in the way, and the folder (or
+/// the nearest one above it that exists) can be written to.
+///
+/// # Errors
+/// As [`save_folder`].
+pub fn check_save_target(dir: impl AsRef<Path>) -> Result<()> {
+    let dir = dir.as_ref();
+    target_entries(dir)?;
+    let existing = dir.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
+    tempfile::Builder::new().prefix(STAGING).tempdir_in(existing).map(drop).map_err(|e| unwritable(dir, &e))
+}
+
+/// The names in the folder `dir`, or none where it is still to be made.
+fn target_entries(dir: &Path) -> Result<Option<Vec<String>>> {
+    if !dir.exists() {
+        return Ok(None);
+    }
+    if !dir.is_dir() {
+        return Err(Error::file(dir, "is a file, where a folder is to be saved; choose another name"));
+    }
+    let entries = list(dir)?;
     if !entries.is_empty() && !entries.iter().any(|name| name == "config.json" || name.starts_with(STAGING)) {
         let message =
             "is not overwritten: it is not empty and no model folder (no config.json is in it); choose another folder";
         return Err(Error::file(dir, message));
     }
-    let staging = tempfile::Builder::new().prefix(STAGING).tempdir_in(dir).map_err(|e| unwritable(dir, &e))?;
-    write(staging.path())?;
-    let files = finish(staging.path())?;
-    replace(dir, staging.path(), &files, &entries).map_err(|e| unwritable(dir, &e))
+    Ok(Some(entries))
 }
 
 fn save_new(dir: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {

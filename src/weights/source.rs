@@ -161,19 +161,11 @@ impl ParamSource for CheckpointSource {
         }
         self.load(name, file_name, shape).map_err(|e| format!("{name}: {e}"))
     }
-
-    fn contains(&self, name: &str) -> bool {
-        self.ours.contains_key(name)
-    }
 }
 
 /// A shared source: the other owner can ask it afterwards what was never used.
 impl<S: ParamSource + ?Sized> ParamSource for Arc<S> {
     fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String> {
         (**self).get(name, shape, init)
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        (**self).contains(name)
     }
 }
