@@ -9,7 +9,8 @@ use std::time::Instant;
 use clap::{ArgGroup, Parser};
 use common::{Machine, Outcome, exit, progress};
 use diptych::data::{LabelledImages, PairDataset};
-use diptych::retrieval::{CaptionPairs, Recall, RetrievalReport};
+use diptych::retrieval::Recall;
+use diptych::train::{Half, Progress, evaluate_retrieval};
 use diptych::zero_shot::{Template, ZeroShotReport};
 use diptych::{ClipModel, Embeddings};
 
@@ -72,13 +73,14 @@ fn retrieval(args: &Args, csv: &std::path::Path) -> Outcome<()> {
     let folder = args.images.clone().or_else(|| csv.parent().map(Into::into)).unwrap_or_default();
     split.check_images(&folder)?;
     let model = load(args)?;
-    let (captions, owners) = split.flat_captions();
-    let files: Vec<PathBuf> = split.images().iter().map(|name| folder.join(name)).collect();
-    let report = RetrievalReport::from_embeddings(
-        &embed_images(&model, &files)?,
-        &model.embed_texts(&captions)?,
-        &CaptionPairs::new(split.image_count(), &owners)?,
-    )?;
+    let workers = args.machine.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let bar = progress(split.image_count() + split.caption_count(), "images and captions");
+    let report = evaluate_retrieval(&model, &split, &folder, workers, |event| {
+        if let Progress::Pooling { half, done, .. } = event {
+            bar.set_position((if *half == Half::Image { *done } else { split.image_count() + *done }) as u64);
+        }
+    })?;
+    bar.finish_and_clear();
     if args.json {
         let mut value = serde_json::to_value(report)?;
         value["seconds"] = ((start.elapsed().as_secs_f64() * 10.0).round() / 10.0).into();

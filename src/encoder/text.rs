@@ -134,15 +134,26 @@ impl TextEncoder {
     /// # Errors
     /// When the list is empty.
     pub fn encode(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Tensor> {
+        self.encode_in_batches(texts, self.batch_size, |_| {})
+    }
+
+    /// [`TextEncoder::encode`] in batches of `batch_size`; `done` is told how many texts are done.
+    pub(crate) fn encode_in_batches(
+        &self,
+        texts: &[impl AsRef<str> + Sync],
+        batch_size: usize,
+        mut done: impl FnMut(usize),
+    ) -> Result<Tensor> {
         if texts.is_empty() {
             return Err(Error::argument("texts", "the list is empty; give at least one text"));
         }
         let mut order: Vec<usize> = (0..texts.len()).collect();
         order.sort_by_key(|&i| texts[i].as_ref().len());
-        let mut rows = Vec::with_capacity(texts.len().div_ceil(self.batch_size));
-        for batch in order.chunks(self.batch_size) {
+        let mut rows = Vec::with_capacity(texts.len().div_ceil(batch_size));
+        for batch in order.chunks(batch_size) {
             let batch: Vec<&str> = batch.iter().map(|&i| texts[i].as_ref()).collect();
             rows.push(self.pooled_detached(&self.tokenize(&batch)?)?);
+            done(texts.len().min(rows.len() * batch_size));
         }
         let mut place = vec![0u32; order.len()];
         for (row, &text) in order.iter().enumerate() {

@@ -64,39 +64,21 @@ pub(super) fn pool_images(
         let done = files.len().min(rows.len() * IMAGES);
         progress(&Progress::Pooling { half: Half::Image, done, total: files.len() });
     }
-    stack("images", &rows)
+    if rows.is_empty() {
+        return Err(crate::Error::argument("images", "the list is empty; give at least one"));
+    }
+    Ok(Tensor::cat(&rows, 0)?)
 }
 
-/// Texts of like length share a batch, so little padding is computed; the rows come out in the order of `texts`.
-///
 /// # Shapes
-/// N texts → (N,E).
+/// N texts → (N,E), in the order of `texts`.
 pub(super) fn pool_texts(model: &ClipModel, texts: &[&str], progress: &mut dyn FnMut(&Progress)) -> Result<Tensor> {
-    let encoder = model.text_encoder();
-    let mut order: Vec<usize> = (0..texts.len()).collect();
-    order.sort_by_key(|&i| texts[i].len());
-    let mut rows = Vec::with_capacity(texts.len().div_ceil(TEXTS));
-    for batch in order.chunks(TEXTS) {
-        let batch: Vec<&str> = batch.iter().map(|&i| texts[i]).collect();
-        rows.push(encoder.pooled_detached(&encoder.tokenize(&batch)?)?);
-        let done = texts.len().min(rows.len() * TEXTS);
+    model.text_encoder().encode_in_batches(texts, TEXTS, |done| {
         progress(&Progress::Pooling { half: Half::Text, done, total: texts.len() });
-    }
-    let mut place = vec![0; order.len()];
-    for (row, &text) in order.iter().enumerate() {
-        place[text] = row as u32;
-    }
-    select(&stack("texts", &rows)?, &place)
+    })
 }
 
 /// The rows `indices` of `rows`.
 pub(super) fn select(rows: &Tensor, indices: &[u32]) -> Result<Tensor> {
     Ok(rows.index_select(&Tensor::new(indices, rows.device())?, 0)?)
-}
-
-fn stack(argument: &'static str, rows: &[Tensor]) -> Result<Tensor> {
-    if rows.is_empty() {
-        return Err(crate::Error::argument(argument, "the list is empty; give at least one"));
-    }
-    Ok(Tensor::cat(rows, 0)?)
 }
