@@ -6,7 +6,7 @@ mod common;
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::{Outcome, bundled, exit};
+use common::{Outcome, bundled, exit, say};
 use diptych::candle::{DType, Device};
 use diptych::candle_nn::{AdamW, Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use diptych::image::ImageInput;
@@ -61,7 +61,7 @@ fn run(args: &Args) -> Outcome<()> {
         let loss = ClipLoss::new().forward(&output.image_embeds, &output.text_embeds, &output.logit_scale)?;
         optimizer.backward_step(&loss)?;
         model.clamp_logit_scale(0.0, LogitScale::LARGEST)?;
-        println!("step {step}: loss {:.4}", loss.to_scalar::<f32>()?);
+        say(format!("step {step}: loss {:.4}", loss.to_scalar::<f32>()?))?;
     }
     Ok(())
 }

@@ -61,7 +61,7 @@ fn run(args: &Args) -> Outcome<()> {
     if args.image.is_empty() && texts.is_empty() {
         return Err("nothing to embed; give --image, --text or --texts-from".into());
     }
-    let loader = args.machine.loader()?.dtype(dtype(&args.dtype)?).trainable(false);
+    let loader = args.machine.loader()?.dtype(dtype("--dtype", &args.dtype)?).trainable(false);
     let mut out = Tensors::new();
     match loader.load(&args.model)? {
         Loaded::Clip(model) => dual(args, &model, &texts, &mut out)?,
@@ -84,7 +84,7 @@ fn run(args: &Args) -> Outcome<()> {
 }
 
 fn one_tower(model: &str, has: &str, asked: &str) -> Box<dyn std::error::Error> {
-    format!("{model}: it holds an {has} tower only, and cannot embed {asked}").into()
+    format!("{model}: it holds one tower, for {has}s, and cannot embed {asked}").into()
 }
 
 fn dual(args: &Args, model: &ClipModel, texts: &[String], out: &mut Tensors) -> Outcome<()> {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{ArgGroup, Parser};
-use common::{Machine, Outcome, exit, progress};
+use common::{Machine, Outcome, exit, progress, say};
 use diptych::data::{LabelledImages, PairDataset};
 use diptych::retrieval::Recall;
 use diptych::train::{Half, Progress, evaluate_retrieval};
@@ -34,10 +34,10 @@ struct Args {
     #[arg(long, default_value = "test")]
     split: String,
     /// A prompt with {} for the class name; several are averaged [default: "a photo of a {}"]
-    #[arg(long, value_name = "PROMPT")]
+    #[arg(long, value_name = "PROMPT", conflicts_with = "captions")]
     template: Vec<Template>,
     /// A class's words where its folder's name is not good enough, as FOLDER=WORDS; may be given more than once
-    #[arg(long, value_name = "FOLDER=WORDS", value_parser = class_name)]
+    #[arg(long, value_name = "FOLDER=WORDS", value_parser = class_name, conflicts_with = "captions")]
     class_name: Vec<(String, String)>,
     /// Print one JSON object on the last line
     #[arg(long)]
@@ -73,7 +73,7 @@ fn retrieval(args: &Args, csv: &std::path::Path) -> Outcome<()> {
     let folder = args.images.clone().or_else(|| csv.parent().map(Into::into)).unwrap_or_default();
     split.check_images(&folder)?;
     let model = load(args)?;
-    let workers = args.machine.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let workers = args.machine.workers();
     let bar = progress(split.image_count() + split.caption_count(), "images and captions");
     let report = evaluate_retrieval(&model, &split, &folder, workers, |event| {
         if let Progress::Pooling { half, done, .. } = event {
@@ -84,14 +84,12 @@ fn retrieval(args: &Args, csv: &std::path::Path) -> Outcome<()> {
     if args.json {
         let mut value = serde_json::to_value(report)?;
         value["seconds"] = ((start.elapsed().as_secs_f64() * 10.0).round() / 10.0).into();
-        println!("{value}");
-    } else {
-        let line = |name: &str, r: &Recall| println!("{name}: R@1 {:.1}  R@5 {:.1}  R@10 {:.1}", r.r1, r.r5, r.r10);
-        println!("{} images, {} captions", report.images, report.captions);
-        line("text→image", &report.text_to_image);
-        line("image→text", &report.image_to_text);
+        return say(value);
     }
-    Ok(())
+    let line = |name: &str, r: &Recall| format!("{name}: R@1 {:.1}  R@5 {:.1}  R@10 {:.1}", r.r1, r.r5, r.r10);
+    say(format!("{} images, {} captions", report.images, report.captions))?;
+    say(line("text→image", &report.text_to_image))?;
+    say(line("image→text", &report.image_to_text))
 }
 
 fn classification(args: &Args, csv: &std::path::Path) -> Outcome<()> {
@@ -115,12 +113,10 @@ fn classification(args: &Args, csv: &std::path::Path) -> Outcome<()> {
     let files: Vec<PathBuf> = split.images().iter().map(|name| folder.join(name)).collect();
     let report: ZeroShotReport = classifier.head().evaluate(&embed_images(&model, &files)?, split.classes())?;
     if args.json {
-        println!("{}", serde_json::to_value(report)?);
-    } else {
-        println!("{} images, {} classes", report.images, report.classes);
-        println!("top-1 {:.1}  top-5 {:.1}", report.top1, report.top5);
+        return say(serde_json::to_value(report)?);
     }
-    Ok(())
+    say(format!("{} images, {} classes", report.images, report.classes))?;
+    say(format!("top-1 {:.1}  top-5 {:.1}", report.top1, report.top5))
 }
 
 fn embed_images(model: &ClipModel, files: &[PathBuf]) -> Outcome<Embeddings> {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use common::{Machine, Outcome, dtype, exit, progress};
+use common::{Machine, Outcome, dtype, exit, progress, say};
 use diptych::data::{PairDataset, Split};
 use diptych::image::Augment;
 use diptych::towers::{ImagePooling, TextPooling};
@@ -73,19 +73,19 @@ struct Args {
     #[arg(long, default_value_t = 512)]
     batch_size: usize,
     /// Peak learning rate of projections and scale
-    #[arg(long, default_value_t = 1e-3)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1e-3)]
     lr: f64,
     /// Peak learning rate of the towers
-    #[arg(long, default_value_t = 5e-5)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 5e-5)]
     tower_lr: f64,
     /// Decoupled weight decay of matrices
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.05)]
     weight_decay: f64,
     /// Steps in which the learning rate rises
     #[arg(long, default_value_t = 50)]
     warmup_steps: usize,
     /// Norm that gradients are clipped to [default: not clipped]
-    #[arg(long, value_name = "X")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
     clip_norm: Option<f64>,
     /// Seed of fresh weights, order, captions and augmentation
     #[arg(long, default_value_t = 0)]
@@ -131,7 +131,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Outcome<()> {
     let (train, test) = splits(args)?;
     let folder = args.images.clone().or_else(|| args.data.parent().map(Into::into)).unwrap_or_default();
-    let save_dtype = dtype(&args.save_dtype)?;
+    let save_dtype = dtype("--save-dtype", &args.save_dtype)?;
     if let Some(out) = &args.out {
         check_save_target(out)?;
     }
@@ -244,7 +244,7 @@ fn recipe(args: &Args, model: &ClipModel) -> TrainConfig {
         ..TrainConfig::default()
     };
     config.optimizer.clip_norm = args.clip_norm;
-    config.workers = args.machine.threads.unwrap_or(config.workers);
+    config.workers = args.machine.workers();
     config
 }
 
@@ -258,16 +258,17 @@ fn print(args: &Args, report: &TrainReport) -> Outcome<()> {
         };
         value["prepare_seconds"] = prepare.into();
         value["seconds"] = seconds.into();
-        println!("{value}");
-        return Ok(());
+        return say(value);
     }
     if let Some(found) = &report.evaluation {
         for (name, r) in [("text→image", found.text_to_image), ("image→text", found.image_to_text)] {
-            println!("{name}: R@1 {:.1}  R@5 {:.1}  R@10 {:.1}", r.r1, r.r5, r.r10);
+            say(format!("{name}: R@1 {:.1}  R@5 {:.1}  R@10 {:.1}", r.r1, r.r5, r.r10))?;
         }
     }
-    println!("{} steps in {seconds} seconds after {prepare} of frozen towers, loss {:.3}", report.steps, report.loss);
-    Ok(())
+    say(format!(
+        "{} steps in {seconds} seconds after {prepare} of frozen towers, loss {:.3}",
+        report.steps, report.loss
+    ))
 }
 
 /// The run as a person sees it: one bar at a time on standard error.

@@ -46,8 +46,8 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 4000)]
     vocab_size: usize,
     /// The most tokens that a text may have: `model_max_length` of tokenizer_config.json
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    context_length: usize,
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(3..))]
+    context_length: u32,
     /// The folder to write to; made if it is not there
     #[arg(long, value_name = "DIR")]
     out: PathBuf,

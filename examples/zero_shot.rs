@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::{Machine, Outcome, bundled, exit, lines};
+use common::{Machine, Outcome, bundled, exit, lines, say};
 use diptych::zero_shot::{Classification, Template};
 use serde_json::json;
 
@@ -29,8 +29,8 @@ struct Args {
     #[arg(long, value_name = "PROMPT")]
     template: Vec<Template>,
     /// How many classes to print an image
-    #[arg(long, value_name = "K", default_value_t = 3)]
-    top: usize,
+    #[arg(long, value_name = "K", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    top: u32,
     /// Print one JSON object an image
     #[arg(long)]
     json: bool,
@@ -56,7 +56,7 @@ fn run(args: &Args) -> Outcome<()> {
     let classifier = model.zero_shot_with(&labels, &templates)?;
     for batch in images.chunks(32) {
         for (image, classes) in batch.iter().zip(classifier.classify_all(batch)?) {
-            print(args, image, &classes[..args.top.min(classes.len())]);
+            print(args, image, &classes[..classes.len().min(args.top as usize)])?;
         }
     }
     Ok(())
@@ -89,13 +89,12 @@ fn bundled_photos() -> Outcome<Vec<PathBuf>> {
     Ok(photos)
 }
 
-fn print(args: &Args, image: &Path, classes: &[Classification]) {
+fn print(args: &Args, image: &Path, classes: &[Classification]) -> Outcome<()> {
     if args.json {
-        println!("{}", json!({ "image": image.to_string_lossy(), "labels": classes }));
-        return;
+        return say(json!({ "image": image.to_string_lossy(), "labels": classes }));
     }
     let name = image.file_name().unwrap_or(image.as_os_str()).to_string_lossy();
     let classes: Vec<String> =
         classes.iter().map(|class| format!("{} {:.0} %", class.label, class.probability * 100.0)).collect();
-    println!("{name}: {}", classes.join(", "));
+    say(format!("{name}: {}", classes.join(", ")))
 }

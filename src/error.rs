@@ -32,8 +32,8 @@ pub enum ErrorKind {
         /// What is wrong with it.
         message: String,
     },
-    /// A checkpoint's tensors do not fit its configuration. All problems are listed at once.
-    #[error("{source_name}: the tensors do not fit the configuration:\n  {}", problems.join("\n  "))]
+    /// A checkpoint's tensors do not fit its configuration. All problems are there; the text shows the first forty.
+    #[error("{source_name}: the tensors do not fit the configuration:\n  {}", listed(problems))]
     Tensors {
         /// The checkpoint's folder or file.
         source_name: String,
@@ -119,6 +119,16 @@ impl Error {
         ErrorKind::Unsupported { context: context.into(), what, found: found.into(), supported: supported.into() }
             .into()
     }
+}
+
+/// The first problems, one a line, and how many more there are.
+fn listed(problems: &[String]) -> String {
+    const SHOWN: usize = 40;
+    let mut text = problems.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n  ");
+    if problems.len() > SHOWN {
+        text.push_str(&format!("\n  … and {} more", problems.len() - SHOWN));
+    }
+    text
 }
 
 impl From<ErrorKind> for Error {

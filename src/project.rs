@@ -65,6 +65,8 @@ pub struct LinearProject {
 impl LinearProject {
     /// LayerNorm's ε, PyTorch's default.
     const EPS: f64 = 1e-5;
+    /// Wider than any space in use, and small enough to be allocated.
+    const WIDEST: usize = 1 << 20;
 
     /// Reads the projection of `input_size`-wide rows: `weight` for [`ProjectionKind::Linear`]; `linear.weight`,
     /// `linear.bias`, `layer_norm.weight`, `layer_norm.bias` for [`ProjectionKind::Mlp`]. Fresh ones start as PyTorch's do.
@@ -72,9 +74,10 @@ impl LinearProject {
     /// # Errors
     /// When a width is zero or the source cannot make a tensor.
     pub fn new(params: &Params, input_size: usize, config: &ProjectionConfig) -> Result<Self> {
-        if config.embed_dim == 0 || input_size == 0 {
-            let message = format!("a projection from {input_size} to {} numbers is empty", config.embed_dim);
-            return Err(Error::argument("embed_dim", message));
+        for (name, size) in [("embed_dim", config.embed_dim), ("pooled size", input_size)] {
+            if size == 0 || size > Self::WIDEST {
+                return Err(Error::argument(name, format!("{size} is not between 1 and {}", Self::WIDEST)));
+            }
         }
         let init = Linear::torch_init(input_size);
         let (linear, norm) = match config.kind {

@@ -17,6 +17,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Any error, to be printed.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
+/// Prints a line to standard output; a full disk or a closed pipe is an error, not a panic.
+pub fn say(line: impl std::fmt::Display) -> Outcome<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|error| format!("standard output: {error}").into())
+}
+
 /// Runs a program: exit status 0 only on success, the error on standard error.
 pub fn exit(outcome: Outcome<()>) -> ExitCode {
     match outcome {
@@ -35,21 +42,25 @@ pub struct Machine {
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Threads to compute and decode with [default: one a core]
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
     /// Do not turn photos as their EXIF data says
     #[arg(long)]
     pub no_exif: bool,
 }
 
 impl Machine {
+    /// How many threads decode images.
+    pub fn workers(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.map_or_else(cores, usize::from)
+    }
+
     /// A loader for these options; sets the number of threads for the whole program.
     pub fn loader(&self) -> Outcome<Loader> {
         if let Some(threads) = self.threads {
-            if threads == 0 {
-                return Err("--threads: 0 threads compute nothing; give at least 1".into());
-            }
-            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
+            pool.build_global().map_err(|error| format!("--threads {threads}: {error}"))?;
         }
         let orientation = if self.no_exif { Orientation::AsStored } else { Orientation::Exif };
         let decode = DecodeOptions { orientation, ..DecodeOptions::default() };
@@ -70,19 +81,20 @@ fn device(name: &str) -> Outcome<Device> {
     }
 }
 
-/// The number type of that name.
-pub fn dtype(name: &str) -> Outcome<DType> {
+/// The number type of that name, which `option` asks for.
+pub fn dtype(option: &str, name: &str) -> Outcome<DType> {
     match name {
         "f32" => Ok(DType::F32),
         "f16" => Ok(DType::F16),
         "bf16" => Ok(DType::BF16),
-        _ => Err(format!("--dtype {name}: expected f32, f16 or bf16").into()),
+        _ => Err(format!("{option} {name}: expected f32, f16 or bf16").into()),
     }
 }
 
 /// The lines of a text file that are not blank.
 pub fn lines(path: &Path) -> Outcome<Vec<String>> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let text = text.trim_start_matches('\u{feff}');
     let lines: Vec<String> = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_string).collect();
     if lines.is_empty() { Err(format!("{}: it has no lines", path.display()).into()) } else { Ok(lines) }
 }

@@ -59,6 +59,10 @@ impl Row {
     /// The value in `column`, called `name`; an empty one is an error.
     pub(super) fn value(&self, path: &Path, column: usize, name: &str) -> Result<&str> {
         match self.record.get(column) {
+            Some(value) if value.contains('\n') => {
+                let message = format!("the {name} goes on over several lines; a closing quote is missing");
+                Err(data_error(path, Some(self.line), message))
+            }
             Some(value) if !value.is_empty() => Ok(value),
             _ => Err(data_error(path, Some(self.line), format!("the {name} is empty"))),
         }

@@ -161,7 +161,12 @@ impl Families {
 
 /// Writes a model in the first layout that can express it.
 pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Result<()> {
-    let config: Value = match hf_clip::to_hugging_face(model.config(), model.text_encoder().tokenizer().pad_id()) {
+    let hugging_face = hf_clip::to_hugging_face(model.config(), model.text_encoder().tokenizer().pad_id());
+    // transformers refuses other input sizes than the configuration's, which we interpolate to.
+    let input = model.image_encoder().processor().config().output_size();
+    let side = model.config().image.tower.image_size();
+    let fits = input.is_none_or(|size| (size.height as usize, size.width as usize) == (side, side));
+    let config: Value = match hugging_face.filter(|_| fits) {
         Some(config) => config,
         None => diptych::to_config(model.config(), model.text_encoder().tokenizer())?,
     };

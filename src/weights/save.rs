@@ -26,6 +26,10 @@ const BLOCK: usize = 1 << 16;
 /// If `write` fails or the file cannot be written (no such folder, no permission, a full disk); `path` is as it was then.
 pub fn write_atomic(path: impl AsRef<Path>, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let path = path.as_ref();
+    // A device or a pipe must not be replaced by a file, nor a folder.
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(Error::file(path, "is there already and is no file; choose another name"));
+    }
     let publish = || -> io::Result<()> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(".").suffix(".tmp");
