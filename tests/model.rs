@@ -61,7 +61,8 @@ fn clip_is_saved_in_hugging_faces_layout_and_the_rest_in_ours() {
         serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["model_type"].clone()
     };
     assert_eq!(model_type(&load("clip")), "clip");
-    assert_eq!(model_type(&load("clip_gelu_eos2")), "clip");
+    // Its processor makes 8 pixels where the tower's positions are for 16, which transformers would refuse.
+    assert_eq!(model_type(&load("clip_gelu_eos2")), "diptych");
     assert_eq!(model_type(&load("vtde_vit_bert")), "diptych");
     let clip = load("clip");
     let origin = ClipModel::from_encoders(clip.text_encoder().clone(), clip.image_encoder().clone(), 256);
@@ -77,7 +78,8 @@ fn half_precision_halves_the_file_and_moves_the_numbers_little() {
     let again = ClipModel::from_pretrained(path.to_str().expect("UTF-8")).expect("loaded");
     model.save_pretrained(folder.path().join("full")).expect("saved");
     let size = |name: &str| std::fs::metadata(folder.path().join(name).join("model.safetensors")).expect("file").len();
-    assert!(size("saved") * 2 < size("full") + 8192, "{} and {}", size("saved"), size("full"));
+    // The header, which is the same in both, counts twice on the left.
+    assert!(size("saved") * 2 < size("full") + 12_000, "{} and {}", size("saved"), size("full"));
     let (a, b) = (model.image_encoder().pooled(golden.pixels()), again.image_encoder().pooled(golden.pixels()));
     assert!(relative_error(&b.expect("pooled"), &a.expect("pooled")) < 5e-3);
 }
@@ -314,7 +316,7 @@ fn half_precision_towers_get_half_precision_heads() {
 #[test]
 fn absurd_sizes_are_errors_at_once() {
     for (field, value) in
-        [("num_hidden_layers", 16_777_216), ("hidden_size", 1 << 40), ("vocab_size", 1 << 40), ("patch_size", 0)]
+        [("num_hidden_layers", 16_777_216u64), ("hidden_size", 1 << 40), ("vocab_size", 1 << 40), ("patch_size", 0)]
     {
         let folder = copy("clip");
         change(&folder, "config.json", |config| {

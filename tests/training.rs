@@ -207,3 +207,12 @@ fn what_cannot_be_trained_is_refused() {
     let error = Trainer::new(&model, config(1)).unwrap().fit(&setting.split, setting.path(), None, |_| {}).unwrap_err();
     assert!(error.to_string().contains("5.png"), "{error}");
 }
+
+#[test]
+fn a_quote_that_is_never_closed_loses_no_row_in_silence() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("captions.csv");
+    std::fs::write(&path, "image,caption,split\na.jpg,\"a b,train\nb.jpg,\"c d,train\n").unwrap();
+    let error = PairDataset::from_csv(&path).unwrap_err().to_string();
+    assert!(error.contains("line 2"), "{error}");
+}

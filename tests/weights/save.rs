@@ -176,3 +176,12 @@ fn an_empty_folder_that_is_there_already_is_filled() {
     save(dir.path(), &[("config.json", "{}")]).unwrap();
     assert_eq!(names_in(dir.path()), ["config.json"]);
 }
+
+#[test]
+fn nothing_but_a_file_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = diptych::weights::write_atomic(folder.path(), |_| Ok(())).unwrap_err().to_string();
+    assert!(error.contains("no file"), "{error}");
+    #[cfg(target_os = "linux")]
+    assert!(diptych::weights::write_atomic("/dev/null", |_| Ok(())).is_err());
+}
