@@ -11,24 +11,10 @@ use crate::weights::Renames;
 /// The family of `model_type` dinov2.
 pub(super) struct Dinov2;
 
-const RULES: [(&str, &str); 16] = [
-    ("^dinov2", ""),
-    ("^layers", "encoder.layers"),
-    ("encoder.layer", "encoder.layers"),
-    ("attention.attention.query", "self_attn.q_proj"),
-    ("attention.attention.key", "self_attn.k_proj"),
-    ("attention.attention.value", "self_attn.v_proj"),
-    ("attention.output.dense", "self_attn.out_proj"),
-    ("attention.q_proj", "self_attn.q_proj"),
-    ("attention.k_proj", "self_attn.k_proj"),
-    ("attention.v_proj", "self_attn.v_proj"),
-    ("attention.o_proj", "self_attn.out_proj"),
-    ("norm1", "layer_norm1"),
-    ("norm2", "layer_norm2"),
-    ("mlp.weights_in", "mlp.fc1"),
-    ("mlp.weights_out", "mlp.fc2"),
-    ("^layernorm", "post_layernorm"),
-];
+const PREFIX: (&str, &str) = ("^dinov2", "");
+
+const RULES: [(&str, &str); 4] =
+    [("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("mlp.weights_in", "mlp.fc1"), ("mlp.weights_out", "mlp.fc2")];
 
 impl Family for Dinov2 {
     fn model_types(&self) -> &[&str] {
@@ -49,7 +35,7 @@ impl Family for Dinov2 {
             tower.num_labels = config.label_count()?;
         }
         let pooling = vit::pooling(tower.classifier, None);
-        let rules: Vec<_> = RULES.into_iter().chain(vit::EMBEDDINGS).collect();
+        let rules: Vec<_> = [PREFIX].into_iter().chain(vit::SHARED).chain(RULES).collect();
         let renames = Renames::new(&rules, &vit::EXTRAS)?;
         let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling };
         Ok(Plan::Image(Box::new(ImagePlan { config, renames, processor: ProcessorClass::Bit })))

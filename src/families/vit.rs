@@ -12,9 +12,19 @@ use crate::weights::Renames;
 /// The family of `model_type` vit, deit.
 pub(super) struct Vit;
 
-const RULES: [(&str, &str); 19] = [
-    ("^vit", ""),
-    ("^deit", ""),
+const PREFIXES: [(&str, &str); 2] = [("^vit", ""), ("^deit", "")];
+
+const RULES: [(&str, &str); 6] = [
+    ("layernorm_before", "layer_norm1"),
+    ("layernorm_after", "layer_norm2"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+    ("^cls_classifier", "classifier"),
+    ("embeddings.distillation_token", "embeddings.distillation_embedding"),
+];
+
+/// What ViT, DeiT and DINOv2 name alike, in the spellings of transformers 4 and 5. Prefixes are dropped before.
+pub(super) const SHARED: [(&str, &str); 14] = [
     ("^layers", "encoder.layers"),
     ("encoder.layer", "encoder.layers"),
     ("attention.attention.query", "self_attn.q_proj"),
@@ -25,17 +35,7 @@ const RULES: [(&str, &str); 19] = [
     ("attention.k_proj", "self_attn.k_proj"),
     ("attention.v_proj", "self_attn.v_proj"),
     ("attention.o_proj", "self_attn.out_proj"),
-    ("layernorm_before", "layer_norm1"),
-    ("layernorm_after", "layer_norm2"),
-    ("intermediate.dense", "mlp.fc1"),
-    ("output.dense", "mlp.fc2"),
     ("^layernorm", "post_layernorm"),
-    ("^cls_classifier", "classifier"),
-    ("embeddings.distillation_token", "embeddings.distillation_embedding"),
-];
-
-/// What stands before the blocks is named alike in ViT, DeiT and DINOv2.
-pub(super) const EMBEDDINGS: [(&str, &str); 3] = [
     ("embeddings.cls_token", "embeddings.class_embedding"),
     ("embeddings.position_embeddings", "embeddings.position_embedding.weight"),
     ("embeddings.patch_embeddings.projection", "embeddings.patch_embedding"),
@@ -115,7 +115,7 @@ impl Family for Vit {
             tower.num_labels = config.label_count()?;
         }
         let pooling = pooling(tower.classifier, tower.pooler);
-        let rules: Vec<_> = RULES.into_iter().chain(EMBEDDINGS).collect();
+        let rules: Vec<_> = PREFIXES.into_iter().chain(SHARED).chain(RULES).collect();
         let renames = Renames::new(&rules, &EXTRAS)?;
         let processor = if is_deit { ProcessorClass::Deit } else { ProcessorClass::Vit };
         let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling };
