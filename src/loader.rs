@@ -1,5 +1,6 @@
 //! [`Loader`]: from a folder or a hub id to a model, and [`save_folder`], the way back.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use serde_json::Value;
 use crate::encoder::{ImageEncoder, TextEncoder};
 use crate::families::{ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, Role, TextPlan};
 use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig, ProcessorClass};
-use crate::model::{ClipConfig, ClipModel};
+use crate::model::{ClipConfig, ClipModel, Origin};
 use crate::text::{PadId, TextTokenizer, TokenRules};
 use crate::towers::{ImagePooling, TextPooling};
 use crate::weights::{
@@ -222,18 +223,28 @@ impl Loader {
     }
 
     fn build_clip(&self, plan: ClipPlan, files: &Files) -> Result<ClipModel> {
-        let mut config = plan.config;
+        let mut config = plan.config.clone();
         self.apply_pooling(Some(&mut config.text.pooling), Some(&mut config.image.pooling));
         let parts = [(ClipConfig::TEXT, &plan.text), (ClipConfig::IMAGE, &plan.image), ("", &plan.heads)];
-        let parameters = self.parameters(files, &parts, |params| config.collect(params))?;
+        let (parameters, branches) = self.parameters(files, &parts, |params| config.collect(params))?;
+        // Another pooling is another model than the folder's.
+        let origin = match branches {
+            Some(branches) if config == plan.config => {
+                Some(Origin { config: files.folder.config()?, spelled: branches.spelled(&parameters) })
+            }
+            _ => None,
+        };
         let tokenizer = tokenizer(files, config.text.tower.context_length(), plan.pad_id)?;
-        ClipModel::from_parameters(config, tokenizer, self.processor(files, plan.processor)?, parameters, &self.device)
+        let processor = self.processor(files, plan.processor)?;
+        let model = ClipModel::from_parameters(config, tokenizer, processor, parameters, &self.device)?;
+        Ok(model.with_origin(origin))
     }
 
     fn build_text(&self, plan: TextPlan, files: &Files) -> Result<TextEncoder> {
         let mut config = plan.config;
         self.apply_pooling(Some(&mut config.pooling), None);
-        let parameters = self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop))?;
+        let (parameters, _) =
+            self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop))?;
         let tokenizer = tokenizer(files, config.tower.context_length(), plan.pad_id)?;
         TextEncoder::from_parameters(config, tokenizer, parameters, &self.device)
     }
@@ -241,7 +252,8 @@ impl Loader {
     fn build_image(&self, plan: ImagePlan, files: &Files) -> Result<ImageEncoder> {
         let mut config = plan.config;
         self.apply_pooling(None, Some(&mut config.pooling));
-        let parameters = self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop))?;
+        let (parameters, _) =
+            self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop))?;
         ImageEncoder::from_parameters(config, self.processor(files, plan.processor)?, parameters, &self.device)
     }
 
@@ -260,7 +272,7 @@ impl Loader {
         files: &Files,
         parts: &[(&'static str, &Renames)],
         collect: impl Fn(&Params) -> Result<()>,
-    ) -> Result<Parameters> {
+    ) -> Result<(Parameters, Option<Branches>)> {
         let name = files.folder.path().display().to_string();
         // A size that no tower can have was read from the folder's configuration.
         let collect = |params: &Params| {
@@ -269,7 +281,7 @@ impl Loader {
         let Some(checkpoint) = &files.checkpoint else {
             let params = Params::new(RandomSource::new(self.random.unwrap_or(0), self.dtype, &self.device));
             collect(&params)?;
-            return params.finish(&name)?.with_trainable(|_| self.trainable);
+            return Ok((params.finish(&name)?.with_trainable(|_| self.trainable)?, None));
         };
         let source = |renames: &Renames| {
             let trainable = self.trainable;
@@ -282,7 +294,7 @@ impl Loader {
         for unused in branches.iter().flat_map(|(_, source)| source.unused()) {
             params.note_problem(format!("{unused}: in the file, but the configuration has no place for it"));
         }
-        params.finish(&name)
+        Ok((params.finish(&name)?, Some(Branches(branches))))
     }
 
     fn processor(&self, files: &Files, class: ProcessorClass) -> Result<ImageProcessor> {
@@ -314,6 +326,15 @@ impl Branches {
             prefix => Some((&**source, name.strip_prefix(prefix)?.strip_prefix('.')?)),
         })
     }
+
+    /// For each parameter the files' name and shape.
+    fn spelled(&self, parameters: &Parameters) -> BTreeMap<String, (String, Vec<usize>)> {
+        let spell = |(name, _): (&str, &Tensor)| {
+            let (source, rest) = self.find(name)?;
+            Some((name.to_string(), (source.file_name(rest)?.to_string(), source.shape(rest)?.to_vec())))
+        };
+        parameters.iter().filter_map(spell).collect()
+    }
 }
 
 impl ParamSource for Branches {
@@ -325,17 +346,30 @@ impl ParamSource for Branches {
     }
 }
 
-/// Writes a model's folder under `config`, complete or not at all.
-pub(crate) fn save_folder(model: &ClipModel, config: &Value, folder: &Path, dtype: DType) -> Result<()> {
+/// Writes a model's folder under `config`, complete or not at all. `spelled` gives names and shapes in the file where they are
+/// not ours.
+pub(crate) fn save_folder(
+    model: &ClipModel,
+    config: &Value,
+    spelled: &BTreeMap<String, (String, Vec<usize>)>,
+    folder: &Path,
+    dtype: DType,
+) -> Result<()> {
     weights::save_folder(folder, |target| {
         write_json(&target.join("config.json"), config)?;
         let processor = model.image_encoder().processor().config().to_hugging_face();
         write_json(&target.join("preprocessor_config.json"), &processor)?;
         model.text_encoder().tokenizer().save(target)?;
         let parameters = model.parameters();
-        let converted = parameters.iter().map(|(name, tensor)| Ok((name, tensor.detach().to_dtype(dtype)?)));
+        let converted = parameters.iter().map(|(name, tensor)| {
+            let tensor = tensor.detach().to_dtype(dtype)?;
+            Ok(match spelled.get(name) {
+                Some((spelled, shape)) => (spelled.as_str(), tensor.reshape(shape.as_slice())?),
+                None => (name, tensor),
+            })
+        });
         let converted: Vec<(&str, Tensor)> = converted.collect::<Result<_>>()?;
-        weights::save_safetensors(target.join("model.safetensors"), converted, &[("format", "pt")])
+        weights::save_safetensors(target.join("model.safetensors"), converted, &[])
     })
 }
 

@@ -1,9 +1,12 @@
 //! [`ClipModel`]: two encoders, two projections, a logit scale.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::encoder::{Built, ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig};
 use crate::image::{ImageInput, ImageProcessor};
@@ -75,13 +78,24 @@ pub struct ClipOutput {
     pub logits_per_image: Tensor,
 }
 
+/// The files a model came from: what writes it back in the layout it had.
+pub(crate) struct Origin {
+    /// `config.json` as it was.
+    pub(crate) config: Value,
+    /// For each of our names the files' name and shape.
+    pub(crate) spelled: BTreeMap<String, (String, Vec<usize>)>,
+}
+
 /// A dual encoder: images and texts in one space.
+///
+/// A clone shares its variables with the original: training one trains both.
 #[derive(Clone)]
 pub struct ClipModel {
     config: ClipConfig,
     text: TextEncoder,
     image: ImageEncoder,
     heads: Built<Heads>,
+    origin: Option<Arc<Origin>>,
 }
 
 impl ClipModel {
@@ -141,7 +155,7 @@ impl ClipModel {
         let params = Params::new(RandomSource::new(seed, image_dtype, image.device()));
         config.build_heads(&params)?;
         let heads = Built::new(params.finish("projections")?, |params| config.build_heads(params))?;
-        Ok(Self { config, text, image, heads })
+        Ok(Self { config, text, image, heads, origin: None })
     }
 
     /// A model whose parameters come from `params`: from a candle `VarBuilder`, say, through
@@ -175,7 +189,16 @@ impl ClipModel {
                 config.build_heads(params)
             })?,
             config,
+            origin: None,
         })
+    }
+
+    pub(crate) fn with_origin(self, origin: Option<Origin>) -> Self {
+        Self { origin: origin.map(Arc::new), ..self }
+    }
+
+    pub(crate) fn origin(&self) -> Option<&Origin> {
+        self.origin.as_deref()
     }
 
     /// The same model where the parameters that `trainable` says yes to are trained and the others frozen. Names are as in
@@ -191,8 +214,8 @@ impl ClipModel {
         Ok(Self { text, image, heads, ..self })
     }
 
-    /// Writes the model with its tokenizer and processor: in Hugging Face's `CLIPModel` layout where that can express it, else
-    /// in our own (`model_type: diptych`). [`ClipModel::from_pretrained`] reads it back with equal bits.
+    /// Writes the model with its tokenizer and processor: in the layout it was loaded from, else in Hugging Face's `CLIPModel`
+    /// layout where that can express it, else in our own (`model_type: diptych`). [`ClipModel::from_pretrained`] reads it back with equal bits.
     ///
     /// # Errors
     /// When the folder cannot be written, or holds something that is no model.

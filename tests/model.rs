@@ -52,7 +52,7 @@ fn a_saved_model_loads_again_with_equal_bits() {
 }
 
 #[test]
-fn clip_is_saved_in_hugging_faces_layout_and_the_rest_in_ours() {
+fn a_model_goes_back_in_the_layout_it_came_in_and_the_rest_in_ours() {
     let model_type = |model: &ClipModel| {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("saved");
@@ -63,7 +63,9 @@ fn clip_is_saved_in_hugging_faces_layout_and_the_rest_in_ours() {
     assert_eq!(model_type(&load("clip")), "clip");
     // Its processor makes 8 pixels where the tower's positions are for 16, which transformers would refuse.
     assert_eq!(model_type(&load("clip_gelu_eos2")), "diptych");
-    assert_eq!(model_type(&load("vtde_vit_bert")), "diptych");
+    assert_eq!(model_type(&load("vtde_vit_bert")), "vision-text-dual-encoder");
+    let other_pooling = Loader::new().text_pooling(diptych::towers::TextPooling::Mean);
+    assert_eq!(model_type(&other_pooling.clip(Golden::named("vtde_vit_bert").dir()).expect("loaded")), "diptych");
     let clip = load("clip");
     let origin = ClipModel::from_encoders(clip.text_encoder().clone(), clip.image_encoder().clone(), 256);
     assert_eq!(model_type(&origin.expect("the origin's design")), "diptych");
@@ -341,4 +343,24 @@ fn a_place_that_cannot_be_saved_to_is_known_before_training() {
     std::fs::create_dir(folder.path().join("other")).expect("made");
     std::fs::write(folder.path().join("other/notes.txt"), "x").expect("written");
     assert!(check("other").expect_err("no model folder").to_string().contains("other"));
+}
+
+#[test]
+fn load_and_save_give_back_every_tensor_of_the_file_byte_for_byte() {
+    // `position_ids`, a buffer, and `mask_token`, of masked training, are not part of the model.
+    let extra = |name: &str| name.ends_with("position_ids") || name.ends_with("mask_token");
+    for name in ["clip", "vtde_vit_bert", "vtde_clip_roberta", "vtde_clip_v4", "vtde_dinov2_xlmr"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("saved");
+        load(name).save_pretrained(&path).expect(name);
+        let read = |path: &std::path::Path| {
+            diptych::candle::safetensors::load(path.join("model.safetensors"), &Device::Cpu).expect(name)
+        };
+        let (before, after) = (read(&Golden::named(name).path), read(&path));
+        for (tensor_name, tensor) in before.iter().filter(|(tensor_name, _)| !extra(tensor_name)) {
+            let saved = after.get(tensor_name).unwrap_or_else(|| panic!("{name}: {tensor_name} is gone"));
+            assert_eq!((tensor.dims(), bits(tensor)), (saved.dims(), bits(saved)), "{name}: {tensor_name}");
+        }
+        assert!(after.keys().all(|tensor_name| before.contains_key(tensor_name)), "{name}");
+    }
 }

@@ -13,6 +13,7 @@ mod vit;
 
 pub use config::Config;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::DType;
@@ -159,16 +160,29 @@ impl Families {
     }
 }
 
-/// Writes a model in the first layout that can express it.
+/// Writes a model in the layout it came in, else in the first that can express it.
 pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Result<()> {
-    let hugging_face = hf_clip::to_hugging_face(model.config(), model.text_encoder().tokenizer().pad_id());
-    // transformers refuses other input sizes than the configuration's, which we interpolate to.
+    // transformers refuses other input sizes than the configuration's, to which we interpolate.
     let input = model.image_encoder().processor().config().output_size();
     let side = model.config().image.tower.image_size();
     let fits = input.is_none_or(|size| (size.height as usize, size.width as usize) == (side, side));
+    if let Some(origin) = model.origin().filter(|_| fits) {
+        let mut config = origin.config.clone();
+        for key in ["dtype", "torch_dtype"] {
+            if let Some(named @ Value::String(_)) = config.get_mut(key) {
+                *named = Value::from(match dtype {
+                    DType::F16 => "float16",
+                    DType::BF16 => "bfloat16",
+                    _ => "float32",
+                });
+            }
+        }
+        return crate::loader::save_folder(model, &config, &origin.spelled, folder, dtype);
+    }
+    let hugging_face = hf_clip::to_hugging_face(model.config(), model.text_encoder().tokenizer().pad_id());
     let config: Value = match hugging_face.filter(|_| fits) {
         Some(config) => config,
         None => diptych::to_config(model.config(), model.text_encoder().tokenizer())?,
     };
-    crate::loader::save_folder(model, &config, folder, dtype)
+    crate::loader::save_folder(model, &config, &BTreeMap::new(), folder, dtype)
 }
