@@ -69,7 +69,7 @@ impl Family for Bert {
             type_vocab_size: config.size("type_vocab_size", 2)?,
             positions: if is_bert { Positions::FromZero } else { Positions::AfterPadding(pad_id) },
             pooler,
-            initializer_range: config.number("initializer_range", 0.02)? as f32,
+            initializer_range: config.number("initializer_range", 0.02)?,
         };
         let pooling = match source.role {
             Role::Alone => TextPooling::Mean,

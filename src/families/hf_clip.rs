@@ -82,7 +82,7 @@ fn text(config: &Config) -> Result<TextPlan> {
         layer_norm_eps: config.number("layer_norm_eps", 1e-5)?,
         context_length: config.size("max_position_embeddings", 77)?,
         pooled_token: if eos == OLD_EOS { PooledToken::FirstLargest } else { PooledToken::FirstId(eos) },
-        initializer_range: config.number("initializer_range", 0.02)? as f32,
+        initializer_range: config.number("initializer_range", 0.02)?,
     };
     let config_ = TextEncoderConfig { tower: TextTowerConfig::TextTransformer(tower), pooling: TextPooling::Eos };
     let renames = Renames::new(&[("^text_model", "")], &EXTRAS)?;
@@ -110,7 +110,7 @@ fn image(config: &Config) -> Result<ImagePlan> {
         pooler: None,
         classifier: None,
         num_labels: 0,
-        initializer_range: config.number("initializer_range", 0.02)? as f32,
+        initializer_range: config.number("initializer_range", 0.02)?,
     };
     let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling: ImagePooling::Cls };
     Ok(ImagePlan { config, renames: Renames::new(&[("^vision_model", "")], &EXTRAS)?, processor: ProcessorClass::Clip })

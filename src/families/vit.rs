@@ -76,7 +76,7 @@ pub(super) fn base(config: &Config, patch_size: usize, layer_norm_eps: f64) -> R
         pooler: None,
         classifier: None,
         num_labels: 0,
-        initializer_range: config.number("initializer_range", 0.02)? as f32,
+        initializer_range: config.number("initializer_range", 0.02)?,
     })
 }
 

@@ -40,7 +40,7 @@ pub struct BertConfig {
     /// Whether the checkpoint has a pooler (`tanh(dense(CLS))`).
     pub pooler: bool,
     /// Standard deviation of fresh weights.
-    pub initializer_range: f32,
+    pub initializer_range: f64,
 }
 
 /// How positions are counted.
@@ -87,7 +87,7 @@ impl Bert {
         ];
         check_sizes(config.hidden_size, config.num_attention_heads, config.layer_norm_eps, &sizes)?;
         let size = config.hidden_size;
-        let init = Init::Normal { std: config.initializer_range };
+        let init = Init::Normal { std: config.initializer_range as f32 };
         let pooler = match pooling {
             TextPooling::Mean | TextPooling::Cls => None,
             TextPooling::Pooler if config.pooler => Some(Linear::new(&params.pp("pooler.dense"), size, size, init)?),
@@ -111,7 +111,7 @@ impl Bert {
             mlp: MlpKind::Plain,
             qkv_bias: true,
             layer_scale: None,
-            initializer_range: config.initializer_range,
+            initializer_range: config.initializer_range as f32,
         };
         Ok(Self {
             word_embeddings: table("word_embeddings.weight", config.vocab_size)?,

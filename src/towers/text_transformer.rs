@@ -36,7 +36,7 @@ pub struct TextTransformerConfig {
     /// Which token is pooled.
     pub pooled_token: PooledToken,
     /// Standard deviation of fresh weights.
-    pub initializer_range: f32,
+    pub initializer_range: f64,
 }
 
 /// Which token [`TextPooling::Eos`] picks.
@@ -72,7 +72,7 @@ impl TextTransformer {
             return Err(Error::argument("text pooling", "CLIP's text tower has no pooler; use eos, mean or cls"));
         }
         let size = config.hidden_size;
-        let init = Init::Normal { std: config.initializer_range };
+        let init = Init::Normal { std: config.initializer_range as f32 };
         let embeddings = params.pp("embeddings");
         let blocks = BlockConfig {
             hidden_size: size,
@@ -85,7 +85,7 @@ impl TextTransformer {
             mlp: MlpKind::Plain,
             qkv_bias: true,
             layer_scale: None,
-            initializer_range: config.initializer_range,
+            initializer_range: config.initializer_range as f32,
         };
         Ok(Self {
             token_embedding: embeddings.get("token_embedding.weight", &[config.vocab_size, size], init)?,

@@ -60,7 +60,7 @@ pub struct VitConfig {
     #[serde(default)]
     pub num_labels: usize,
     /// Standard deviation of fresh weights.
-    pub initializer_range: f32,
+    pub initializer_range: f64,
 }
 
 /// The learned tokens before the patches.
@@ -118,7 +118,7 @@ impl VitConfig {
             mlp: self.mlp,
             qkv_bias: self.qkv_bias,
             layer_scale: self.layer_scale,
-            initializer_range: self.initializer_range,
+            initializer_range: self.initializer_range as f32,
         }
     }
 
@@ -179,7 +179,7 @@ impl Vit {
     pub(super) fn new(params: &Params, config: &VitConfig, pooling: ImagePooling) -> Result<Self> {
         config.check()?;
         let size = config.hidden_size;
-        let init = Init::Normal { std: config.initializer_range };
+        let init = Init::Normal { std: config.initializer_range as f32 };
         let embeddings = params.pp("embeddings");
         let grid = config.image_size / config.patch_size;
         let mut prefix = vec![embeddings.get("class_embedding", &[size], init)?];
