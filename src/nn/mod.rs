@@ -5,9 +5,11 @@ mod layers;
 mod mlp;
 mod patch_embed;
 mod position;
+mod rope;
 
 pub use block::{BlockConfig, Encoder, NormPosition};
 pub use layers::{LayerNorm, Linear};
 pub use mlp::{Mlp, MlpKind};
 pub use patch_embed::PatchEmbed;
 pub use position::interpolate_positions;
+pub use rope::Rope;
