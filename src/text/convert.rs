@@ -144,14 +144,13 @@ fn defaults(kind: Kind) -> Vec<(&'static str, AddedToken)> {
             ("cls_token", "[CLS]"),
             ("mask_token", "[MASK]"),
         ]),
-        // `tokenization_mpnet.py` makes them without `special`, which leaves them `normalized`.
         Kind::Mpnet => {
-            let token = |name, token: &str| match name {
-                "unk_token" => (name, plain("[UNK]").normalized(true)),
-                "mask_token" => (name, plain(token).normalized(true).lstrip(true)),
-                _ => (name, plain(token).normalized(true)),
+            let token = |(name, content)| match name {
+                "unk_token" => (name, plain("[UNK]")),
+                "mask_token" => (name, plain(content).lstrip(true)),
+                _ => (name, plain(content)),
             };
-            ROBERTA.into_iter().map(|(name, content)| token(name, content)).collect()
+            ROBERTA.map(token).to_vec()
         }
         Kind::T5 => all(&[("eos_token", "</s>"), ("unk_token", "<unk>"), ("pad_token", "<pad>")]),
         Kind::Siglip => [("eos_token", "</s>"), ("unk_token", "<unk>"), ("pad_token", "</s>")]

@@ -8,7 +8,6 @@
 
 mod split;
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use rayon::prelude::*;
