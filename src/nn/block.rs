@@ -86,6 +86,27 @@ impl Encoder {
         Ok((x, inputs))
     }
 
+    /// As [`Encoder::forward`], where `between(i, x)` stands between the attention half and the MLP half of block i: a
+    /// cross-attention with its own residual sum and norm.
+    ///
+    /// # Shapes
+    /// `x` (B,L,E) → (B,L,E).
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward_between(
+        &self,
+        x: &Tensor,
+        mask: &AttentionMask,
+        between: impl Fn(usize, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.feed_forward(&between(i, block.attend(&x, mask)?)?)?;
+        }
+        Ok(x)
+    }
+
     /// The output at one position a row. The last block computes keys and values for all tokens, but queries, output
     /// projection and MLP for that token only: the same numbers as [`Encoder::forward`] there, for less work.
     ///
@@ -144,12 +165,17 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
+        self.feed_forward(&self.attend(x, mask)?)
+    }
+
+    /// The first half: attention and the residual sum.
+    fn attend(&self, x: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
         match self.norm {
             NormPosition::Pre => {
                 let normed = self.layer_norm1.forward(x)?;
-                self.rest(x, &self.attention.forward(&normed, &normed, mask)?)
+                self.add_attended(x, &self.attention.forward(&normed, &normed, mask)?)
             }
-            NormPosition::Post => self.rest(x, &self.attention.forward(x, x, mask)?),
+            NormPosition::Post => self.add_attended(x, &self.attention.forward(x, x, mask)?),
         }
     }
 
@@ -163,22 +189,25 @@ impl Block {
             }
             NormPosition::Post => self.attention.forward(&selected, x, mask)?,
         };
-        Ok(self.rest(&selected, &attended)?.squeeze(1)?)
+        Ok(self.feed_forward(&self.add_attended(&selected, &attended)?)?.squeeze(1)?)
     }
 
-    /// Everything after attention: `x` is the residual stream, `attended` the attention's output at the same positions.
-    fn rest(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+    /// `x` is the residual stream, `attended` the attention's output at the same positions.
+    fn add_attended(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        match self.norm {
+            NormPosition::Pre => Ok((x + scaled(attended, self.layer_scale1.as_ref())?)?),
+            NormPosition::Post => self.layer_norm1.forward(&(x + attended)?),
+        }
+    }
+
+    /// The second half: the MLP and the residual sum.
+    fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
         match self.norm {
             NormPosition::Pre => {
-                let x = (x + scaled(attended, self.layer_scale1.as_ref())?)?;
-                let inner = self.mlp.forward(&self.layer_norm2.forward(&x)?)?;
-                Ok((&x + scaled(&inner, self.layer_scale2.as_ref())?)?)
+                let inner = self.mlp.forward(&self.layer_norm2.forward(x)?)?;
+                Ok((x + scaled(&inner, self.layer_scale2.as_ref())?)?)
             }
-            NormPosition::Post => {
-                let x = self.layer_norm1.forward(&(x + attended)?)?;
-                let inner = self.mlp.forward(&x)?;
-                self.layer_norm2.forward(&(&x + inner)?)
-            }
+            NormPosition::Post => self.layer_norm2.forward(&(x + self.mlp.forward(x)?)?),
         }
     }
 }
