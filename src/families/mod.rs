@@ -13,6 +13,7 @@ mod distilbert;
 mod hf_clip;
 mod m2m100;
 mod mpnet;
+mod open_clip;
 mod t5;
 mod vision_text;
 mod vit;
@@ -194,6 +195,7 @@ impl Default for Families {
             Box::new(diptych::Diptych),
             Box::new(hf_clip::HfClip),
             Box::new(vision_text::VisionText),
+            Box::new(open_clip::OpenClip),
             Box::new(bert::Bert),
             Box::new(distilbert::DistilBert),
             Box::new(mpnet::MpNet),

@@ -21,9 +21,9 @@ const RULES: [(&str, &str); 13] = [
     ("layer.0.SelfAttention.v", "self_attn.v_proj"),
     ("layer.0.SelfAttention.o", "self_attn.out_proj"),
     ("layer.0.layer_norm", "layer_norm1"),
-    ("layer.1.DenseReluDense.wi_0", "mlp.gate_proj"),
-    ("layer.1.DenseReluDense.wi_1", "mlp.up_proj"),
-    ("layer.1.DenseReluDense.wo", "mlp.down_proj"),
+    ("layer.1.DenseReluDense.wi_0", "mlp.gate"),
+    ("layer.1.DenseReluDense.wi_1", "mlp.fc1"),
+    ("layer.1.DenseReluDense.wo", "mlp.fc2"),
     ("layer.1.layer_norm", "layer_norm2"),
 ];
 

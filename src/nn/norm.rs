@@ -1,30 +1,17 @@
 //! The normalisations a block can have, behind one type.
 
 use candle_core::{D, DType, Tensor};
-use serde::{Deserialize, Serialize};
 
-use super::LayerNorm;
+use super::{BlockExtra, LayerNorm};
 use crate::Result;
 use crate::weights::{Init, Params};
 
-/// Which normalisation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NormKind {
-    /// LayerNorm with scale and shift (Ba et al. 2016, arXiv 1607.06450).
-    LayerNorm,
-    /// LayerNorm with a scale only (ModernBERT).
-    LayerNormWithoutBias,
-    /// `x / √(mean(x²) + eps) · w` (Zhang, Sennrich 2019, arXiv 1910.07467): T5.
-    Rms,
-}
-
-/// One of them, with its parameters.
+/// A block's normalisation, with its parameters.
 #[derive(Debug, Clone)]
 pub enum Norm {
     /// LayerNorm, whose shift may be a constant zero.
     Layer(LayerNorm),
-    /// RMSNorm.
+    /// `x / √(mean(x²) + eps) · w` (Zhang, Sennrich 2019, arXiv 1910.07467).
     Rms {
         /// The scale (E).
         weight: Tensor,
@@ -34,16 +21,19 @@ pub enum Norm {
 }
 
 impl Norm {
-    /// Reads `weight` and, where the kind has it, `bias`, both (size).
+    /// Reads `weight` and, where it has one, `bias`, both (size). Which norm it is stands in `extras`; LayerNorm if they say
+    /// nothing.
     ///
     /// # Errors
     /// When the source cannot make a tensor.
-    pub fn new(params: &Params, size: usize, kind: NormKind, eps: f64) -> Result<Self> {
-        Ok(match kind {
-            NormKind::LayerNorm => Self::Layer(LayerNorm::new(params, size, eps)?),
-            NormKind::LayerNormWithoutBias => Self::Layer(LayerNorm::without_bias(params, size, eps)?),
-            NormKind::Rms => Self::Rms { weight: params.get("weight", &[size], Init::ONES)?, eps },
-        })
+    pub fn new(params: &Params, size: usize, extras: &[BlockExtra], eps: f64) -> Result<Self> {
+        if extras.contains(&BlockExtra::RmsNorm) {
+            return Ok(Self::Rms { weight: params.get("weight", &[size], Init::ONES)?, eps });
+        }
+        Ok(Self::Layer(match extras.contains(&BlockExtra::NormWithoutBias) {
+            true => LayerNorm::without_bias(params, size, eps)?,
+            false => LayerNorm::new(params, size, eps)?,
+        }))
     }
 
     /// # Shapes

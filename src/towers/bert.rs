@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pooling::{check_pooling, pool_text, pooled_positions};
 use super::{Collect, RelativePositions, TextPooling, TextTower, TowerOutput, check_sizes};
-use crate::nn::{BlockConfig, Encoder, LayerNorm, Linear, MlpKind, NormPosition};
+use crate::nn::{BlockConfig, Encoder, LayerNorm, Linear, MlpKind, NormPosition, QkvBias};
 use crate::ops::{self, Activation, AttentionMask};
 use crate::text::TokenBatch;
 use crate::weights::{Init, Params};
@@ -215,7 +215,8 @@ fn blocks(config: &BertConfig) -> BlockConfig {
         layer_norm_eps: config.layer_norm_eps,
         norm: NormPosition::Post,
         mlp: MlpKind::Plain,
-        qkv_bias: true,
+        qkv_bias: QkvBias::All,
+        extras: Vec::new(),
         layer_scale: None,
         initializer_range: config.initializer_range as f32,
     }

@@ -9,8 +9,8 @@ use candle_core::Tensor;
 
 use super::bert::Bert;
 use super::{BertConfig, TextPooling};
-use crate::nn::{LayerNorm, Linear};
-use crate::ops::{self, AttentionMask};
+use crate::nn::{Attention, AttentionConfig, LayerNorm, QkvBias};
+use crate::ops::AttentionMask;
 use crate::text::TokenBatch;
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
@@ -70,34 +70,31 @@ impl CrossBert {
     }
 }
 
-/// `norm(x + out(attention(q(x), k(image), v(image))))`.
+/// `norm(x + attention(x, image))`.
 struct CrossAttention {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    output: Linear,
+    attention: Attention,
     norm: LayerNorm,
-    num_heads: usize,
 }
 
 impl CrossAttention {
     fn new(params: &Params, config: &BertConfig, image_size: usize) -> Result<Self> {
-        let size = config.hidden_size;
-        let init = Init::Normal { std: config.initializer_range as f32 };
-        let linear = |name: &str, input: usize| Linear::new(&params.pp(name), input, size, init);
+        let attention = AttentionConfig {
+            hidden_size: config.hidden_size,
+            key_size: image_size,
+            num_attention_heads: config.num_attention_heads,
+            qkv_bias: QkvBias::All,
+            extras: &[],
+            layer_norm_eps: config.layer_norm_eps,
+            init: Init::Normal { std: config.initializer_range as f32 },
+        };
         Ok(Self {
-            query: linear("q_proj", size)?,
-            key: linear("k_proj", image_size)?,
-            value: linear("v_proj", image_size)?,
-            output: linear("out_proj", size)?,
-            norm: LayerNorm::new(&params.pp("layer_norm"), size, config.layer_norm_eps)?,
-            num_heads: config.num_attention_heads,
+            attention: Attention::new(params, &attention)?,
+            norm: LayerNorm::new(&params.pp("layer_norm"), config.hidden_size, config.layer_norm_eps)?,
         })
     }
 
     fn forward(&self, x: &Tensor, image: &Tensor) -> Result<Tensor> {
-        let (query, key, value) = (self.query.forward(x)?, self.key.forward(image)?, self.value.forward(image)?);
-        let seen = ops::attention(&query, &key, &value, self.num_heads, &AttentionMask::none())?;
-        self.norm.forward(&(x + self.output.forward(&seen)?)?)
+        let seen = self.attention.forward(x, image, (&AttentionMask::none()).into())?;
+        self.norm.forward(&(x + seen)?)
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::bert::positions_after_padding;
 use super::pooling::{check_pooling, pool_text, pooled_positions};
 use super::{Collect, TextPooling, TextTower, TowerOutput, check_sizes};
-use crate::nn::{BlockConfig, Encoder, LayerNorm, MlpKind, NormPosition};
+use crate::nn::{BlockConfig, Encoder, LayerNorm, MlpKind, NormPosition, QkvBias};
 use crate::ops::{self, Activation, AttentionMask};
 use crate::text::TokenBatch;
 use crate::weights::{Init, Params};
@@ -75,7 +75,8 @@ impl M2m100 {
             layer_norm_eps: config.layer_norm_eps,
             norm: NormPosition::Pre,
             mlp: MlpKind::Plain,
-            qkv_bias: true,
+            qkv_bias: QkvBias::All,
+            extras: Vec::new(),
             layer_scale: None,
             initializer_range: config.initializer_range as f32,
         };

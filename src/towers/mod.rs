@@ -14,8 +14,8 @@ pub use bert_cross::CrossBert;
 pub use m2m100::M2m100Config;
 pub use relative::RelativePositions;
 pub use t5::T5Config;
-pub use text_transformer::{PooledToken, TextTransformerConfig};
-pub use vit::{ClassifierInput, OutputNorm, Pooler, PrefixTokens, VitConfig};
+pub use text_transformer::{PooledToken, TextAttention, TextTransformerConfig};
+pub use vit::{ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, VitConfig};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -91,6 +91,8 @@ pub enum ImagePooling {
     Mean,
     /// `tanh(dense(CLS))`, where the checkpoint has a pooler.
     Pooler,
+    /// Attention pooling with one learned query, where the checkpoint has it (SigLIP).
+    Map,
     /// The classifier's logits, as in the origin, where an ImageNet ViT gives 1000 numbers.
     Logits,
 }
@@ -112,6 +114,8 @@ pub enum TextPooling {
     Max,
     /// The last token that is no padding.
     LastToken,
+    /// The last position of the row, padding or not (SigLIP).
+    Last,
 }
 
 macro_rules! pooling_names {
@@ -134,9 +138,10 @@ macro_rules! pooling_names {
         }
     };
 }
-pooling_names!(ImagePooling, "cls" => Cls, "mean" => Mean, "pooler" => Pooler, "logits" => Logits);
+pooling_names!(ImagePooling, "cls" => Cls, "mean" => Mean, "pooler" => Pooler, "map" => Map, "logits" => Logits);
 pooling_names!(
-    TextPooling, "mean" => Mean, "cls" => Cls, "pooler" => Pooler, "eos" => Eos, "max" => Max, "lasttoken" => LastToken
+    TextPooling, "mean" => Mean, "cls" => Cls, "pooler" => Pooler, "eos" => Eos, "last" => Last, "max" => Max,
+    "lasttoken" => LastToken
 );
 
 /// An image tower's configuration: which one, and its sizes.
@@ -214,7 +219,16 @@ impl TextTowerConfig {
             Self::Bert(config) => config.output_size(),
             Self::T5(config) => config.hidden_size,
             Self::M2m100(config) => config.hidden_size,
-            Self::TextTransformer(config) => config.hidden_size,
+            Self::TextTransformer(config) => config.head_size.unwrap_or(config.hidden_size),
+        }
+    }
+
+    /// Whether the pooled output depends on padding: then rows must be padded as in training, to the context length.
+    #[must_use]
+    pub fn reads_padding(&self, pooling: TextPooling) -> bool {
+        match self {
+            Self::Bert(_) | Self::T5(_) | Self::M2m100(_) => false,
+            Self::TextTransformer(config) => config.attention == TextAttention::Full || pooling == TextPooling::Last,
         }
     }
 

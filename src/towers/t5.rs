@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pooling::{check_pooling, pool_text};
 use super::{Collect, RelativePositions, TextPooling, TextTower, TowerOutput, check_sizes};
-use crate::nn::{AttentionScale, GatedBlock, GatedBlockConfig, Norm, NormKind};
+use crate::nn::{BlockConfig, BlockExtra, Encoder, MlpKind, Norm, NormPosition, QkvBias};
 use crate::ops::{self, Activation, AttentionMask};
 use crate::text::TokenBatch;
 use crate::weights::{Init, Params};
@@ -48,7 +48,7 @@ pub(super) struct T5 {
     pooling: TextPooling,
     word_embeddings: Tensor,
     relative_attention_bias: Tensor,
-    blocks: Vec<GatedBlock>,
+    blocks: Encoder,
     final_layer_norm: Norm,
 }
 
@@ -67,29 +67,35 @@ impl T5 {
         check_sizes(size, 1, config.layer_norm_eps, &sizes)?;
         config.relative_positions.check()?;
         check_pooling(pooling)?;
-        let block = GatedBlockConfig {
+        let blocks = BlockConfig {
             hidden_size: size,
-            attention_size: heads * config.head_size,
+            num_hidden_layers: config.num_hidden_layers,
             num_attention_heads: heads,
-            scale: AttentionScale::One,
             intermediate_size: config.intermediate_size,
             hidden_act: config.hidden_act,
-            norm: NormKind::Rms,
-            norm_eps: config.layer_norm_eps,
-            attention_bias: false,
-            mlp_bias: false,
+            layer_norm_eps: config.layer_norm_eps,
+            norm: NormPosition::Pre,
+            mlp: MlpKind::Gated,
+            qkv_bias: QkvBias::None,
+            extras: vec![
+                BlockExtra::RmsNorm,
+                BlockExtra::HeadSize(config.head_size),
+                BlockExtra::UnscaledScores,
+                BlockExtra::OutputWithoutBias,
+                BlockExtra::MlpWithoutBias,
+            ],
+            layer_scale: None,
             initializer_range: config.initializer_range as f32,
         };
         let init = Init::Normal { std: config.initializer_range as f32 };
         let encoder = params.pp("encoder");
-        let layers = encoder.pp("layers");
         let buckets = config.relative_positions.num_buckets;
-        let blocks = (0..config.num_hidden_layers).map(|i| GatedBlock::new(&layers.pp(i), &block, true));
+        let norm = Norm::new(&params.pp("final_layer_norm"), size, &blocks.extras, config.layer_norm_eps)?;
         Ok(Self {
             word_embeddings: params.get("embeddings.word_embeddings.weight", &[config.vocab_size, size], init)?,
             relative_attention_bias: encoder.get("relative_attention_bias.weight", &[buckets, heads], init)?,
-            blocks: blocks.collect::<Result<_>>()?,
-            final_layer_norm: Norm::new(&params.pp("final_layer_norm"), size, NormKind::Rms, config.layer_norm_eps)?,
+            blocks: Encoder::new(&encoder, &blocks)?,
+            final_layer_norm: norm,
             pooling,
             config: config.clone(),
         })
@@ -109,15 +115,9 @@ impl TextTower for T5 {
         }
         let bias = self.config.relative_positions.bias(&self.relative_attention_bias, shape.1)?;
         let mask = AttentionMask::none().with_key_padding(tokens.keep(), shape.0, shape.1)?.with_bias(bias)?;
-        let mut x = ops::embedding(&self.word_embeddings, tokens.ids(), shape)?;
-        let mut hidden_states = Vec::new();
-        for block in &self.blocks {
-            if collect == Collect::HiddenStates {
-                hidden_states.push(x.clone());
-            }
-            x = block.forward(&x, &mask, None)?;
-        }
-        let last_hidden_state = self.final_layer_norm.forward(&x)?;
+        let words = ops::embedding(&self.word_embeddings, tokens.ids(), shape)?;
+        let (last, mut hidden_states) = self.blocks.forward(&words, &mask, collect)?;
+        let last_hidden_state = self.final_layer_norm.forward(&last)?;
         if collect == Collect::HiddenStates {
             hidden_states.push(last_hidden_state.clone());
         }
