@@ -58,7 +58,7 @@ fn every_tower_gets_all_its_gradients() {
                 check(&golden.name, &objective(&pooled), encoder.parameters(), |_| true);
             }
             Loaded::Image(encoder) => {
-                let pooled = encoder.pooled(golden.pixels()).expect(&golden.name);
+                let pooled = golden.image_output(&encoder, diptych::towers::Collect::Last).pooled;
                 check(&golden.name, &objective(&pooled), encoder.parameters(), |_| true);
             }
         }
@@ -98,7 +98,7 @@ fn every_freeze_setting_trains_what_it_says_and_nothing_else() {
             };
             for (setting, rule) in settings {
                 let model = model.clone().with_trainable(rule).expect(&golden.name);
-                let output = model.forward(golden.pixels(), &golden.tokens()).expect(&golden.name);
+                let output = golden.clip_output(&model);
                 let loss = ClipLoss::new()
                     .forward(&output.image_embeds, &output.text_embeds, &output.logit_scale)
                     .expect(&golden.name);

@@ -20,6 +20,7 @@ pub use vit::{ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable,
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::image::NaflexBatch;
 use crate::text::TokenBatch;
 use crate::weights::Params;
 use crate::{Error, Result};
@@ -60,6 +61,18 @@ pub trait ImageTower: Send + Sync {
     /// # Errors
     /// When shapes do not fit.
     fn forward(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput>;
+
+    /// [`ImageTower::forward`] of images that keep their proportions; towers that are not NaFlex refuse.
+    ///
+    /// # Shapes
+    /// N patches an image, padding included → `last_hidden_state` (B,N,E).
+    ///
+    /// # Errors
+    /// When the tower takes pixel values alone, or shapes do not fit.
+    fn forward_patches(&self, batch: &NaflexBatch, collect: Collect) -> Result<TowerOutput> {
+        let _ = (batch, collect);
+        Err(Error::argument("patches", "this tower takes pixel_values (B,C,H,W); only NaFlex towers take patches"))
+    }
 }
 
 /// A text tower: tokens to one row a text.
@@ -151,6 +164,8 @@ pooling_names!(
 pub enum ImageTowerConfig {
     /// Vision transformer: ViT, DeiT, DINOv2, CLIP's.
     Vit(VitConfig),
+    /// Vision transformer over images that keep their proportions: SigLIP 2's NaFlex.
+    Naflex(VitConfig),
 }
 
 impl ImageTowerConfig {
@@ -161,6 +176,7 @@ impl ImageTowerConfig {
     pub fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
         match self {
             Self::Vit(config) => Ok(Box::new(vit::Vit::new(params, config, pooling)?)),
+            Self::Naflex(config) => Ok(Box::new(vit::Naflex::new(params, config, pooling)?)),
         }
     }
 
@@ -168,15 +184,16 @@ impl ImageTowerConfig {
     #[must_use]
     pub fn pooled_size(&self, pooling: ImagePooling) -> usize {
         match self {
-            Self::Vit(config) => config.pooled_size(pooling),
+            Self::Vit(config) | Self::Naflex(config) => config.pooled_size(pooling),
         }
     }
 
-    /// Side of the square input in pixels that the position embeddings are made for.
+    /// Side of the square input in pixels that the position embeddings are made for; of a NaFlex tower, of the square image whose
+    /// patches its table fits.
     #[must_use]
     pub fn image_size(&self) -> usize {
         match self {
-            Self::Vit(config) => config.image_size,
+            Self::Vit(config) | Self::Naflex(config) => config.image_size,
         }
     }
 }
@@ -228,6 +245,8 @@ impl TextTowerConfig {
     pub fn vocab_size(&self) -> usize {
         match self {
             Self::Bert(config) => config.vocab_size,
+            Self::T5(config) => config.vocab_size,
+            Self::M2m100(config) => config.vocab_size,
             Self::TextTransformer(config) => config.vocab_size,
         }
     }

@@ -132,6 +132,8 @@ pub struct MapHeadConfig {
 pub enum OutputNorm {
     /// All tokens, so that `last_hidden_state` is normed (ViT, DeiT, DINOv2).
     Tokens,
+    /// All tokens, and what pooling picks of them once more (`BlipModel`).
+    TokensThenPooled,
     /// What pooling reads, token by token; `last_hidden_state` is not normed (CLIP).
     Pooled,
     /// The pooled row: the mean of tokens that are not normed is (timm's `fc_norm`, open_clip's `final_ln_after_pool`).
