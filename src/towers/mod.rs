@@ -228,6 +228,8 @@ impl TextTowerConfig {
     pub fn vocab_size(&self) -> usize {
         match self {
             Self::Bert(config) => config.vocab_size,
+            Self::T5(config) => config.vocab_size,
+            Self::M2m100(config) => config.vocab_size,
             Self::TextTransformer(config) => config.vocab_size,
         }
     }
