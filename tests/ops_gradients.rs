@@ -3,7 +3,7 @@
 
 use candle_core::{D, DType, Device, Result as CandleResult, Tensor, Var};
 use diptych::Result;
-use diptych::ops::{self, Activation, AttentionMask, Window};
+use diptych::ops::{self, Activation, AttentionMask, RotaryPairs, Window};
 
 /// Largest error allowed, in parts of the largest value.
 const TOLERANCE: f64 = 1e-5;
@@ -483,6 +483,41 @@ fn pooling_agrees_with_plain_operations() {
     }
 }
 
+/// The columns of pair i of a head.
+fn pair_columns(pairs: RotaryPairs, i: usize, width: usize) -> (usize, usize) {
+    if pairs == RotaryPairs::Halves { (i, i + width / 2) } else { (2 * i, 2 * i + 1) }
+}
+
+#[test]
+fn rotary_turns_every_pair_by_the_angle_of_its_token() {
+    for pairs in [RotaryPairs::Halves, RotaryPairs::Interleaved] {
+        for (batch, length, heads, width) in [(1, 1, 1, 2), (2, 3, 2, 4), (3, 17, 1, 6), (2, 65, 3, 16)] {
+            let tables = [operand(5, &[length, width]), operand(6, &[length, width])];
+            // The quarter turn (x_a, x_b) → (−x_b, x_a) as a matrix.
+            let mut turn = vec![0f64; width * width];
+            for (a, b) in (0..width / 2).map(|i| pair_columns(pairs, i, width)) {
+                (turn[b * width + a], turn[a * width + b]) = (-1.0, 1.0);
+            }
+            let turn = Tensor::from_vec(turn, (width, width), &Device::Cpu).unwrap();
+            check(
+                &format!("rotary {pairs:?} {batch}x{length}x{heads}x{width}"),
+                &[operand(7, &[batch, length, heads * width])],
+                |x| {
+                    let [cos, sin] = tables.clone().map(|table| table.to_dtype(x[0].dtype()).unwrap());
+                    ops::rotary(&x[0], &cos, &sin, pairs)
+                },
+                |x| {
+                    let split = x[0].reshape((batch * length * heads, width))?;
+                    let shape = (batch, length, heads, width);
+                    let [cos, sin] = tables.clone().map(|table| table.unsqueeze(1).unwrap());
+                    let turned = split.matmul(&turn)?.reshape(shape)?.broadcast_mul(&sin)?;
+                    (split.reshape(shape)?.broadcast_mul(&cos)? + turned)?.reshape((batch, length, heads * width))
+                },
+            );
+        }
+    }
+}
+
 /// A convolution as a sum of products, one for each place under the window. `weight` (O,C,k,k), or (m·C,1,k,k) depthwise.
 fn plain_convolution(x: &Tensor, weight: &Tensor, window: Window, depthwise: bool) -> CandleResult<Tensor> {
     let (batch, height, width, channels) = x.dims4()?;
@@ -610,6 +645,9 @@ fn wrong_shapes_are_refused_by_name() {
     says(ops::embedding(&operand(1, &[5, 2]), &[1, 4], (1, 3)).unwrap_err(), &["ids", "2 values"]);
     says(ops::add_row(&x, &operand(1, &[2, 3])).unwrap_err(), &["row", "[2, 3]", "[2, 3, 4]"]);
     says(ops::scale_row(&x, &operand(1, &[1, 1, 3, 4])).unwrap_err(), &["row", "[1, 1, 3, 4]"]);
+    let table = operand(1, &[3, 4]);
+    says(ops::rotary(&x, &operand(1, &[2, 4]), &table, RotaryPairs::Halves).unwrap_err(), &["cos", "[2, 4]", "(3, D)"]);
+    says(ops::rotary(&x, &table, &operand(1, &[3, 2]), RotaryPairs::Halves).unwrap_err(), &["sin", "[3, 2]", "[3, 4]"]);
     says(ops::mean_pool(&x, &[true; 5]).unwrap_err(), &["keep", "5 values"]);
     says(ops::select_tokens(&x, &[0, 3]).unwrap_err(), &["positions", "3", "row 1"]);
 }

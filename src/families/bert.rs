@@ -1,6 +1,6 @@
 //! BERT, RoBERTa and XLM-RoBERTa as transformers writes them (`modeling_bert.py`, `modeling_roberta.py`).
 
-use super::{Families, Family, FamilySource, Plan, Role, TextPlan};
+use super::{Families, Family, FamilySource, Plan, Role, TextPlan, token_rules};
 use crate::encoder::TextEncoderConfig;
 use crate::ops::Activation;
 use crate::towers::{BertConfig, Positions, TextPooling, TextTowerConfig};
@@ -77,6 +77,7 @@ impl Family for Bert {
             Role::Half => TextPooling::Cls,
         };
         let config = TextEncoderConfig { tower: TextTowerConfig::Bert(tower), pooling };
-        Ok(Plan::Text(Box::new(TextPlan { config, renames: Renames::new(&RULES, &EXTRAS)?, pad_id })))
+        let tokens = token_rules(config.tower.context_length(), pad_id);
+        Ok(Plan::Text(Box::new(TextPlan { config, renames: Renames::new(&RULES, &EXTRAS)?, tokens })))
     }
 }

@@ -1,6 +1,6 @@
 //! DINOv2 as transformers writes it (`modeling_dinov2.py`), with the names of its version 4 and 5.
 
-use super::{Families, Family, FamilySource, ImagePlan, Plan, vit};
+use super::{Families, Family, FamilySource, ImagePlan, Plan, ProcessorPlan, vit};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
 use crate::image::ProcessorClass;
@@ -38,6 +38,7 @@ impl Family for Dinov2 {
         let rules: Vec<_> = [PREFIX].into_iter().chain(vit::SHARED).chain(RULES).collect();
         let renames = Renames::new(&rules, &vit::EXTRAS)?;
         let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling };
-        Ok(Plan::Image(Box::new(ImagePlan { config, renames, processor: ProcessorClass::Bit })))
+        let processor = ProcessorPlan::Folder(ProcessorClass::Bit);
+        Ok(Plan::Image(Box::new(ImagePlan { config, renames, processor })))
     }
 }

@@ -3,9 +3,10 @@
 
 use serde_json::{Value, json};
 
-use super::{ClipPlan, Config, Families, Family, FamilySource, ImagePlan, Plan, TextPlan};
+use super::{ClipPlan, Config, Families, Family, FamilySource, ImagePlan, Plan, ProcessorPlan, TextPlan, token_rules};
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::ProcessorClass;
+use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
 use crate::nn::MlpKind;
 use crate::ops::Activation;
@@ -61,11 +62,17 @@ fn clip(config: &Config) -> Result<Plan> {
     let (text, image) = (text(&config.part("text_config")?)?, image(&config.part("vision_config")?)?);
     let embed_dim = config.size("projection_dim", 512)?;
     Ok(Plan::Clip(Box::new(ClipPlan {
-        config: ClipConfig { text: text.config, image: image.config, projection: ProjectionConfig::linear(embed_dim) },
+        config: ClipConfig {
+            text: text.config,
+            image: image.config,
+            projection: ProjectionConfig::linear(embed_dim),
+            text_projection: None,
+            logits: LogitConfig::Scale,
+        },
         text: text.renames.within(ClipConfig::TEXT),
         image: image.renames.within(ClipConfig::IMAGE),
         heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
-        pad_id: text.pad_id,
+        tokens: text.tokens,
         processor: image.processor,
     })))
 }
@@ -86,7 +93,8 @@ fn text(config: &Config) -> Result<TextPlan> {
     };
     let config_ = TextEncoderConfig { tower: TextTowerConfig::TextTransformer(tower), pooling: TextPooling::Eos };
     let renames = Renames::new(&[("^text_model", "")], &EXTRAS)?;
-    Ok(TextPlan { config: config_, renames, pad_id: config.id("pad_token_id", 1)? })
+    let tokens = token_rules(config_.tower.context_length(), config.id("pad_token_id", 1)?);
+    Ok(TextPlan { config: config_, renames, tokens })
 }
 
 fn image(config: &Config) -> Result<ImagePlan> {
@@ -113,7 +121,8 @@ fn image(config: &Config) -> Result<ImagePlan> {
         initializer_range: config.number("initializer_range", 0.02)?,
     };
     let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling: ImagePooling::Cls };
-    Ok(ImagePlan { config, renames: Renames::new(&[("^vision_model", "")], &EXTRAS)?, processor: ProcessorClass::Clip })
+    let processor = ProcessorPlan::Folder(ProcessorClass::Clip);
+    Ok(ImagePlan { config, renames: Renames::new(&[("^vision_model", "")], &EXTRAS)?, processor })
 }
 
 /// The `config.json` of this family for a model, if the family can express it.

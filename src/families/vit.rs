@@ -1,6 +1,6 @@
 //! ViT and DeiT as transformers writes them (`modeling_vit.py`, `modeling_deit.py`), with the names of its version 4 and 5.
 
-use super::{Config, Families, Family, FamilySource, ImagePlan, Plan};
+use super::{Config, Families, Family, FamilySource, ImagePlan, Plan, ProcessorPlan};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
 use crate::image::ProcessorClass;
@@ -82,7 +82,7 @@ pub(super) fn base(config: &Config, patch_size: usize, layer_norm_eps: f64) -> R
 
 /// Whether there is a classifier: the files decide, or the architecture's name where there are none.
 pub(super) fn has_classifier(source: &FamilySource<'_>) -> bool {
-    match source.names {
+    match source.tensors {
         Some(_) => source.has("classifier.weight"),
         None => ["ForImageClassification", "ForImageClassificationWithTeacher"]
             .iter()
@@ -110,7 +110,7 @@ impl Family for Vit {
         }
         if has_classifier(source) {
             let teacher = source.has("distillation_classifier.weight")
-                || source.names.is_none() && config.architecture_ends_with("WithTeacher");
+                || source.tensors.is_none() && config.architecture_ends_with("WithTeacher");
             tower.classifier = Some(if teacher { ClassifierInput::ClsAndDistillation } else { ClassifierInput::Cls });
             tower.num_labels = config.label_count()?;
         }
@@ -119,6 +119,7 @@ impl Family for Vit {
         let renames = Renames::new(&rules, &EXTRAS)?;
         let processor = if is_deit { ProcessorClass::Deit } else { ProcessorClass::Vit };
         let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling };
+        let processor = ProcessorPlan::Folder(processor);
         Ok(Plan::Image(Box::new(ImagePlan { config, renames, processor })))
     }
 }

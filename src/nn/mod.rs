@@ -6,6 +6,7 @@ mod layers;
 mod mlp;
 mod patch_embed;
 mod position;
+mod rope;
 
 pub use block::{BlockConfig, Encoder, NormPosition};
 pub use conv::{BatchNorm2d, Channels, Conv2d, SqueezeExcite, channels_last, map_mean, map_tokens};
@@ -13,3 +14,4 @@ pub use layers::{LayerNorm, Linear};
 pub use mlp::{Mlp, MlpKind};
 pub use patch_embed::PatchEmbed;
 pub use position::interpolate_positions;
+pub use rope::Rope;
