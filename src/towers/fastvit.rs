@@ -187,14 +187,11 @@ impl FastVit {
         }
         let (first, last) = (config.stages[0].width, config.stages[config.stages.len() - 1].width);
         let stem = |index: usize, input, window, channels| {
-            let scale = config.stem_scale_branch;
-            let branched = BranchedConfig { scale, ..BranchedConfig::new(input, first, window, channels) };
+            let branched = BranchedConfig::new(input, first, window, channels).scale(config.stem_scale_branch);
             Branched::new(&params.pp("stem").pp(index), &branched, config.form)
         };
-        let output = BranchedConfig {
-            squeeze_size: Some(config.output_squeeze_size),
-            ..BranchedConfig::new(last, config.output_size, Window::centred(3, 1), Channels::Depthwise)
-        };
+        let output = BranchedConfig::new(last, config.output_size, Window::centred(3, 1), Channels::Depthwise);
+        let output = output.squeezed(config.output_squeeze_size);
         let stages = (0..config.stages.len()).map(|index| Stage::new(&params.pp("stages").pp(index), config, index));
         Ok(Self {
             stem: [

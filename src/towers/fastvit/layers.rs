@@ -76,15 +76,30 @@ pub(super) struct BranchedConfig {
     window: Window,
     channels: Channels,
     /// Whether a window larger than 1×1 has a 1×1 branch.
-    pub(super) scale: bool,
+    scale: bool,
     /// Width inside a squeeze-and-excite behind the sum.
-    pub(super) squeeze_size: Option<usize>,
+    squeeze_size: Option<usize>,
     activation: Option<Activation>,
 }
 
 impl BranchedConfig {
     pub(super) fn new(input: usize, output: usize, window: Window, channels: Channels) -> Self {
         Self { input, output, window, channels, scale: true, squeeze_size: None, activation: Some(ACTIVATION) }
+    }
+
+    /// With or without the 1×1 branch.
+    pub(super) fn scale(self, scale: bool) -> Self {
+        Self { scale, ..self }
+    }
+
+    /// With a squeeze-and-excite this wide inside.
+    pub(super) fn squeezed(self, size: usize) -> Self {
+        Self { squeeze_size: Some(size), ..self }
+    }
+
+    /// With nothing behind the sum.
+    fn plain(self) -> Self {
+        Self { activation: None, ..self }
     }
 }
 
@@ -248,8 +263,7 @@ impl RepMixer {
         if form == BranchForm::Fused {
             return Ok(Self::Fused(Branches::fused(params, width, width, window, Channels::Depthwise)?));
         }
-        let mixer =
-            BranchedConfig { activation: None, ..BranchedConfig::new(width, width, window, Channels::Depthwise) };
+        let mixer = BranchedConfig::new(width, width, window, Channels::Depthwise).plain();
         Ok(Self::Branches {
             mixer: Branched::new(&params.pp("mixer"), &mixer, form)?,
             norm: BatchNorm2d::new(&params.pp("norm.identity"), width, BatchNorm2d::EPS)?,
