@@ -3,6 +3,7 @@
 mod attention;
 mod attentional_pool;
 mod block;
+mod conv;
 mod layers;
 mod map_head;
 mod mlp;
@@ -14,6 +15,7 @@ mod rope;
 pub use attention::{Attend, Attention, AttentionConfig, BlockExtra, QkvBias};
 pub use attentional_pool::{AttentionalPool, AttentionalPoolConfig};
 pub use block::{BlockConfig, Encoder, NormPosition};
+pub use conv::{BatchNorm2d, Channels, Conv2d, SqueezeExcite, channels_last, map_mean, map_tokens};
 pub use layers::{LayerNorm, Linear};
 pub use map_head::MapHead;
 pub use mlp::{Mlp, MlpKind};
