@@ -8,6 +8,7 @@ mod config;
 mod dinov2;
 mod diptych;
 mod hf_clip;
+mod open_clip;
 mod vision_text;
 mod vit;
 
@@ -188,6 +189,7 @@ impl Default for Families {
             Box::new(diptych::Diptych),
             Box::new(hf_clip::HfClip),
             Box::new(vision_text::VisionText),
+            Box::new(open_clip::OpenClip),
             Box::new(bert::Bert),
             Box::new(vit::Vit),
             Box::new(dinov2::Dinov2),
