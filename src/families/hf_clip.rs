@@ -8,12 +8,12 @@ use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::ProcessorClass;
 use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
-use crate::nn::MlpKind;
+use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
 use crate::ops::Activation;
 use crate::project::{InputNorm, ProjectionConfig, ProjectionKind};
 use crate::towers::{
-    ImagePooling, ImageTowerConfig, OutputNorm, PooledToken, PrefixTokens, TextPooling, TextTowerConfig,
-    TextTransformerConfig, VitConfig,
+    ImagePooling, ImageTowerConfig, OutputNorm, PooledToken, PositionTable, PrefixTokens, TextAttention, TextPooling,
+    TextTowerConfig, TextTransformerConfig, VitConfig,
 };
 use crate::weights::Renames;
 use crate::{Error, Result};
@@ -89,6 +89,10 @@ fn text(config: &Config) -> Result<TextPlan> {
         layer_norm_eps: config.number("layer_norm_eps", 1e-5)?,
         context_length: config.size("max_position_embeddings", 77)?,
         pooled_token: if eos == OLD_EOS { PooledToken::FirstLargest } else { PooledToken::FirstId(eos) },
+        attention: TextAttention::CausalWithoutPadding,
+        layer_scale: None,
+        extras: Vec::new(),
+        head_size: None,
         initializer_range: config.number("initializer_range", 0.02)?,
     };
     let config_ = TextEncoderConfig { tower: TextTowerConfig::TextTransformer(tower), pooling: TextPooling::Eos };
@@ -109,13 +113,18 @@ fn image(config: &Config) -> Result<ImagePlan> {
         patch_size: config.side("patch_size", 32)?,
         num_channels: config.size("num_channels", 3)?,
         patch_bias: false,
-        qkv_bias: true,
+        qkv_bias: QkvBias::All,
+        norm: NormPosition::Pre,
+        extras: Vec::new(),
         prefix_tokens: PrefixTokens::Class,
+        positions: PositionTable::All,
+        position_resize: PositionResize::Bicubic,
         norm_embeddings: true,
         output_norm: OutputNorm::Pooled,
         layer_scale: None,
         mlp: MlpKind::Plain,
         pooler: None,
+        map_head: None,
         classifier: None,
         num_labels: 0,
         initializer_range: config.number("initializer_range", 0.02)?,

@@ -4,9 +4,11 @@ use super::{Config, Families, Family, FamilySource, ImagePlan, Plan, ProcessorPl
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
 use crate::image::ProcessorClass;
-use crate::nn::MlpKind;
+use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
 use crate::ops::Activation;
-use crate::towers::{ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, Pooler, PrefixTokens, VitConfig};
+use crate::towers::{
+    ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, VitConfig,
+};
 use crate::weights::Renames;
 
 /// The family of `model_type` vit, deit.
@@ -67,13 +69,18 @@ pub(super) fn base(config: &Config, patch_size: usize, layer_norm_eps: f64) -> R
         patch_size: config.side("patch_size", patch_size)?,
         num_channels: config.size("num_channels", 3)?,
         patch_bias: true,
-        qkv_bias: config.flag("qkv_bias", true)?,
+        qkv_bias: if config.flag("qkv_bias", true)? { QkvBias::All } else { QkvBias::None },
+        norm: NormPosition::Pre,
+        extras: Vec::new(),
         prefix_tokens: PrefixTokens::Class,
+        positions: PositionTable::All,
+        position_resize: PositionResize::Bicubic,
         norm_embeddings: false,
         output_norm: OutputNorm::Tokens,
         layer_scale: None,
         mlp: MlpKind::Plain,
         pooler: None,
+        map_head: None,
         classifier: None,
         num_labels: 0,
         initializer_range: config.number("initializer_range", 0.02)?,

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Collect, TextPooling, TextTower, TowerOutput, check_sizes};
-use crate::nn::{BlockConfig, Encoder, LayerNorm, Linear, MlpKind, NormPosition};
+use crate::nn::{BlockConfig, Encoder, LayerNorm, Linear, MlpKind, NormPosition, QkvBias};
 use crate::ops::{self, Activation, AttentionMask};
 use crate::text::TokenBatch;
 use crate::weights::{Init, Params};
@@ -94,8 +94,11 @@ impl Bert {
             TextPooling::Pooler => {
                 return Err(Error::argument("text pooling", "the checkpoint has no pooler; use mean or cls"));
             }
-            TextPooling::Eos => {
-                return Err(Error::argument("text pooling", "a BERT-like tower has no eos pooling; use mean or cls"));
+            TextPooling::Eos | TextPooling::Last => {
+                return Err(Error::argument(
+                    "text pooling",
+                    "a BERT-like tower pools no end-of-text token; use mean or cls",
+                ));
             }
         };
         let embeddings = params.pp("embeddings");
@@ -109,7 +112,8 @@ impl Bert {
             layer_norm_eps: config.layer_norm_eps,
             norm: NormPosition::Post,
             mlp: MlpKind::Plain,
-            qkv_bias: true,
+            qkv_bias: QkvBias::All,
+            extras: Vec::new(),
             layer_scale: None,
             initializer_range: config.initializer_range as f32,
         };

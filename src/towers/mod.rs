@@ -5,8 +5,8 @@ mod text_transformer;
 mod vit;
 
 pub use bert::{BertConfig, Positions};
-pub use text_transformer::{PooledToken, TextTransformerConfig};
-pub use vit::{ClassifierInput, OutputNorm, Pooler, PrefixTokens, VitConfig};
+pub use text_transformer::{PooledToken, TextAttention, TextTransformerConfig};
+pub use vit::{ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, VitConfig};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -82,6 +82,8 @@ pub enum ImagePooling {
     Mean,
     /// `tanh(dense(CLS))`, where the checkpoint has a pooler.
     Pooler,
+    /// Attention pooling with one learned query, where the checkpoint has it (SigLIP).
+    Map,
     /// The classifier's logits, as in the origin, where an ImageNet ViT gives 1000 numbers.
     Logits,
 }
@@ -99,6 +101,8 @@ pub enum TextPooling {
     Pooler,
     /// CLIP's: the end-of-text token.
     Eos,
+    /// The last position of the row, padding or not (SigLIP).
+    Last,
 }
 
 macro_rules! pooling_names {
@@ -121,8 +125,8 @@ macro_rules! pooling_names {
         }
     };
 }
-pooling_names!(ImagePooling, "cls" => Cls, "mean" => Mean, "pooler" => Pooler, "logits" => Logits);
-pooling_names!(TextPooling, "mean" => Mean, "cls" => Cls, "pooler" => Pooler, "eos" => Eos);
+pooling_names!(ImagePooling, "cls" => Cls, "mean" => Mean, "pooler" => Pooler, "map" => Map, "logits" => Logits);
+pooling_names!(TextPooling, "mean" => Mean, "cls" => Cls, "pooler" => Pooler, "eos" => Eos, "last" => Last);
 
 /// An image tower's configuration: which one, and its sizes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -191,7 +195,16 @@ impl TextTowerConfig {
     pub fn pooled_size(&self) -> usize {
         match self {
             Self::Bert(config) => config.hidden_size,
-            Self::TextTransformer(config) => config.hidden_size,
+            Self::TextTransformer(config) => config.head_size.unwrap_or(config.hidden_size),
+        }
+    }
+
+    /// Whether the pooled output depends on padding: then rows must be padded as in training, to the context length.
+    #[must_use]
+    pub fn reads_padding(&self, pooling: TextPooling) -> bool {
+        match self {
+            Self::Bert(_) => false,
+            Self::TextTransformer(config) => config.attention == TextAttention::Full || pooling == TextPooling::Last,
         }
     }
 
