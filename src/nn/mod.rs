@@ -2,6 +2,7 @@
 
 mod attention;
 mod block;
+mod conv;
 mod layers;
 mod map_head;
 mod mlp;
@@ -11,6 +12,7 @@ mod rope;
 
 pub use attention::{Attend, Attention, AttentionConfig, BlockExtra, QkvBias};
 pub use block::{BlockConfig, Encoder, NormPosition};
+pub use conv::{BatchNorm2d, Channels, Conv2d, SqueezeExcite, channels_last, map_mean, map_tokens};
 pub use layers::{LayerNorm, Linear};
 pub use map_head::MapHead;
 pub use mlp::{Mlp, MlpKind};
