@@ -9,6 +9,7 @@ mod dinov2;
 mod diptych;
 mod hf_clip;
 mod open_clip;
+mod timm;
 mod vision_text;
 mod vit;
 

@@ -35,6 +35,8 @@ pub enum BlockExtra {
     AttentionOutputNorm,
     /// A LayerNorm before the MLP's second layer, `mlp.norm`.
     MlpNorm,
+    /// A LayerNorm of the MLP's own before its first layer, `mlp.input_norm` (ViTamin, behind the block's norm).
+    MlpInputNorm,
 }
 
 /// The form of an attention.

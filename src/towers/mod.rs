@@ -6,7 +6,7 @@ mod vit;
 
 pub use bert::{BertConfig, Positions};
 pub use text_transformer::{PooledToken, TextAttention, TextTransformerConfig};
-pub use vit::{ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, VitConfig};
+pub use vit::{ClassifierInput, MapHeadConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens, VitConfig};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@ use super::part::{ImagePart, PartSource, unsupported};
 use crate::Result;
 
 /// What `vision_cfg` may say: the fields of `CLIPVisionCfg` (`model.py`).
-pub(super) const KNOWN: [&str; 32] = [
+pub(super) const KNOWN: [&str; 34] = [
     "layers",
     "width",
     "head_width",
@@ -37,6 +37,8 @@ pub(super) const KNOWN: [&str; 32] = [
     "timm_proj_bias",
     "timm_drop",
     "timm_drop_path",
+    "timm_model_kwargs",
+    "model_args",
 ];
 
 /// The native image half.

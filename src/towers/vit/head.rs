@@ -1,7 +1,7 @@
 //! What stands behind the blocks of a vision transformer: the choice of a row, a pooler, attention pooling, a classifier.
 
 use super::config::{ClassifierInput, PrefixTokens, VitConfig};
-use crate::nn::{BlockConfig, Linear, MapHead, MlpKind};
+use crate::nn::{BlockConfig, Linear, MapHead, MlpKind, QkvBias};
 use crate::ops::Activation;
 use crate::towers::ImagePooling;
 use crate::weights::{Init, Params};
@@ -33,6 +33,7 @@ impl Head {
                     num_attention_heads: head.num_attention_heads,
                     intermediate_size: head.intermediate_size,
                     mlp: MlpKind::Plain,
+                    qkv_bias: QkvBias::All,
                     extras: Vec::new(),
                     ..config.blocks()
                 };
