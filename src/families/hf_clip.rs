@@ -139,7 +139,7 @@ fn image(config: &Config) -> Result<ImagePlan> {
 /// The `config.json` of this family for a model, if the family can express it.
 pub(super) fn to_hugging_face(config: &ClipConfig, pad_id: u32) -> Option<Value> {
     let TextTowerConfig::TextTransformer(text) = &config.text.tower else { return None };
-    let ImageTowerConfig::Vit(image) = &config.image.tower;
+    let ImageTowerConfig::Vit(image) = &config.image.tower else { return None };
     let linear = config.projection.kind == ProjectionKind::Linear && config.projection.input == InputNorm::None;
     let eos = match text.pooled_token {
         PooledToken::FirstId(id) => id,

@@ -2,7 +2,7 @@
 //!
 //! Parameters have the shapes that PyTorch gives them; LayerNorm, activations and linear layers take such maps as they are.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::ops::{self, Activation, Window};
 use crate::weights::{Init, Params};
@@ -53,6 +53,12 @@ impl Conv2d {
         let conv = Self::new(params, input, output, window, channels)?;
         let bias = params.get("bias", &[output], Self::init(conv.weight.dim(1)?, window))?;
         Ok(Self { bias: Some(bias), ..conv })
+    }
+
+    /// The type of the weights.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.weight.dtype()
     }
 
     fn init(inputs: usize, window: Window) -> Init {
@@ -153,17 +159,17 @@ impl SqueezeExcite {
     }
 }
 
-/// Pixels with the channels last, of type and place as the tower's parameters.
+/// Pixels with the channels last, of the type of the tower's parameters.
 ///
 /// # Shapes
 /// `pixel_values` (B,C,H,W) → (B,H,W,C).
 ///
 /// # Errors
 /// When the input is not (B,C,H,W) with `channels` channels, or has a side below `smallest` pixels.
-pub fn channels_last(pixel_values: &Tensor, like: &Tensor, channels: usize, smallest: usize) -> Result<Tensor> {
+pub fn channels_last(pixel_values: &Tensor, dtype: DType, channels: usize, smallest: usize) -> Result<Tensor> {
     match *pixel_values.dims() {
         [_, found, height, width] if found == channels && height >= smallest && width >= smallest => {
-            Ok(pixel_values.to_dtype(like.dtype())?.permute((0, 2, 3, 1))?.contiguous()?)
+            Ok(pixel_values.to_dtype(dtype)?.permute((0, 2, 3, 1))?.contiguous()?)
         }
         _ => {
             let message = format!(
@@ -201,7 +207,7 @@ pub fn map_mean(x: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     use super::*;
     use crate::weights::RandomSource;
@@ -238,8 +244,8 @@ mod tests {
             assert!(conv.forward(&Tensor::zeros(&shape, DType::F32, &Device::Cpu)?).is_err(), "{shape:?}");
         }
         let pixels = Tensor::zeros((1, 3, 8, 8), DType::F32, &Device::Cpu)?;
-        assert!(channels_last(&pixels, &pixels, 3, 32).is_err());
-        assert_eq!(channels_last(&pixels, &pixels, 3, 8)?.dims(), [1, 8, 8, 3]);
+        assert!(channels_last(&pixels, DType::F32, 3, 32).is_err());
+        assert_eq!(channels_last(&pixels, DType::F32, 3, 8)?.dims(), [1, 8, 8, 3]);
         Ok(())
     }
 }

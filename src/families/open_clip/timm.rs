@@ -4,7 +4,7 @@
 use super::part::{ImagePart, PartSource, Projection, unsupported};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
-use crate::families::FamilySource;
+use crate::families::{FamilySource, timm};
 use crate::project::MlpBias;
 use crate::weights::Renames;
 
@@ -34,26 +34,20 @@ pub(in crate::families) struct TimmTower {
     pub(in crate::families) classifier: &'static str,
 }
 
-/// One architecture of timm: `Ok(None)` where the name is not one of its own.
-type Maker = fn(&TimmSource<'_>) -> Result<Option<TimmTower>>;
-
-/// The architectures there are.
-const MAKERS: [Maker; 0] = [];
-
 /// The image half with a timm tower.
 ///
 /// # Errors
 /// When there is no such tower, or an option is unknown.
 pub(super) fn image_part(part: &PartSource<'_>, name: &str) -> Result<ImagePart> {
     let config = part.config();
-    let timm = TimmSource {
+    let tower = TimmSource {
         name: name.split('.').next().unwrap_or(name).to_string(),
         pool: config.text("timm_pool")?.unwrap_or_else(|| "avg".to_string()),
         image_size: Some(config.side("image_size", 224)?),
         embed_dim: part.embed_dim,
         source: FamilySource { config: config.clone(), tensors: part.source.below("trunk"), role: part.source.role },
     };
-    let found = MAKERS.iter().find_map(|maker| maker(&timm).transpose()).transpose()?;
+    let found = timm::MAKERS.iter().find_map(|maker| maker(&tower).transpose()).transpose()?;
     let Some(TimmTower { config: tower, renames, classifier }) = found else {
         return Err(unsupported(config, "timm_model_name", name, "none of timm's towers"));
     };
