@@ -126,6 +126,7 @@ fn image(config: &Config) -> Result<ImagePlan> {
         mlp: MlpKind::Plain,
         pooler: None,
         map_head: None,
+        query_pool: None,
         classifier: None,
         rope: None,
         num_labels: 0,

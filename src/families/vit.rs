@@ -82,6 +82,7 @@ pub(super) fn base(config: &Config, patch_size: usize, layer_norm_eps: f64) -> R
         mlp: MlpKind::Plain,
         pooler: None,
         map_head: None,
+        query_pool: None,
         classifier: None,
         rope: None,
         num_labels: 0,

@@ -22,16 +22,22 @@
 mod augment;
 mod config;
 mod decode;
+mod fields;
 mod filter;
 mod hugging_face;
+mod layout;
+mod naflex;
+mod open_clip;
 mod processor;
 mod resize;
+mod rgb;
 
 pub use augment::{Augment, CropChoice, Flip, FlipChoice, View};
-pub use config::{ImageProcessorConfig, ImageSize, Normalize, Resize, ResizeTo, Transparency};
+pub use config::{CropRounding, ImageProcessorConfig, ImageSize, Normalize, Resize, ResizeTo, Transparency};
 pub use decode::{DecodeOptions, ImageInput, Orientation, decode};
 pub use filter::Filter;
 pub use hugging_face::ProcessorClass;
+pub use naflex::{NaflexBatch, NaflexConfig, NaflexProcessor};
 pub use processor::{ImageProcessor, PixelArray};
 pub use resize::resize;
 

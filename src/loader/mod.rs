@@ -397,7 +397,7 @@ pub(crate) fn save_folder(
 ) -> Result<()> {
     weights::save_folder(folder, |target| {
         write_json(&target.join("config.json"), config)?;
-        let processor = model.image_encoder().processor().config().to_hugging_face();
+        let processor = model.image_encoder().processor().config().to_hugging_face()?;
         write_json(&target.join("preprocessor_config.json"), &processor)?;
         model.text_encoder().tokenizer().save(target)?;
         let tensors = weights::as_stored(&model.parameters(), stored, dtype)?;

@@ -1,6 +1,7 @@
 //! Blocks made of [`ops`](crate::ops), shared by every tower.
 
 mod attention;
+mod attentional_pool;
 mod block;
 mod conv;
 mod grid_rope;
@@ -13,6 +14,7 @@ mod relative_positions;
 mod rope;
 
 pub use attention::{Attend, Attention, AttentionConfig, BlockExtra, QkvBias};
+pub use attentional_pool::{AttentionalPool, AttentionalPoolConfig};
 pub use block::{BlockConfig, Encoder, NormPosition};
 pub use conv::{BatchNorm2d, Channels, Conv2d, SqueezeExcite, channels_last, map_mean, map_tokens};
 pub use grid_rope::{GridAxes, GridRope};

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
-use crate::nn::{Channels, Conv2d, LayerNorm, Mlp, MlpKind, channels_last, map_mean, map_tokens};
+use crate::nn::{Channels, Conv2d, LayerNorm, Linear, channels_last, map_mean, map_tokens};
 use crate::ops::{self, Activation, Window};
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
@@ -84,7 +84,8 @@ struct Stage {
 struct Block {
     conv: Conv2d,
     norm: LayerNorm,
-    mlp: Mlp,
+    fc1: Linear,
+    fc2: Linear,
     scale: Tensor,
 }
 
@@ -100,13 +101,15 @@ impl Block {
         Ok(Self {
             conv: Conv2d::with_bias(&params.pp("conv_dw"), width, width, window, Channels::Depthwise)?,
             norm: LayerNorm::new(&params.pp("norm"), width, config.layer_norm_eps)?,
-            mlp: Mlp::new(&params.pp("mlp"), width, inside, MlpKind::Plain, Activation::Gelu, INIT)?,
+            fc1: Linear::new(&params.pp("mlp.fc1"), width, inside, INIT)?,
+            fc2: Linear::new(&params.pp("mlp.fc2"), inside, width, INIT)?,
             scale: params.get("gamma", &[width], SCALE)?,
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.mlp.forward(&self.norm.forward(&self.conv.forward(x)?)?)?;
+        let normed = self.norm.forward(&self.conv.forward(x)?)?;
+        let y = self.fc2.forward(&self.fc1.forward_activated(&normed, Activation::Gelu)?)?;
         Ok((ops::scale_row(&y, &self.scale)? + x)?)
     }
 }

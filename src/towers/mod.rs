@@ -12,7 +12,10 @@ pub use convnext::{ConvNextConfig, ConvNextStageConfig};
 pub use fastvit::{AttentionNorm, BranchForm, Downsample, FastVitConfig, FastVitStageConfig, TokenMixer};
 pub use resnet::ResNetConfig;
 pub use text_transformer::{PooledToken, TextAttention, TextTransformerConfig};
-pub use vit::{ClassifierInput, MapHeadConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens, VitConfig};
+pub use vit::{
+    ClassifierInput, MapHeadConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens, QueryPoolConfig,
+    QueryPoolRow, VitConfig,
+};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -91,6 +94,8 @@ pub enum ImagePooling {
     Pooler,
     /// Attention pooling with one learned query, where the checkpoint has it (SigLIP).
     Map,
+    /// Attention pooling with learned queries, where the checkpoint has it (open_clip's CoCa).
+    Queries,
     /// The classifier's logits, as in the origin, where an ImageNet ViT gives 1000 numbers.
     Logits,
 }
@@ -132,7 +137,7 @@ macro_rules! pooling_names {
         }
     };
 }
-pooling_names!(ImagePooling, "cls" => Cls, "mean" => Mean, "pooler" => Pooler, "map" => Map, "logits" => Logits);
+pooling_names!(ImagePooling, "cls" => Cls, "mean" => Mean, "pooler" => Pooler, "map" => Map, "queries" => Queries, "logits" => Logits);
 pooling_names!(TextPooling, "mean" => Mean, "cls" => Cls, "pooler" => Pooler, "eos" => Eos, "last" => Last);
 
 /// An image tower's configuration: which one, and its sizes.

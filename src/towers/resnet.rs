@@ -8,7 +8,9 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
-use crate::nn::{BatchNorm2d, Channels, Conv2d, Linear, channels_last, interpolate_positions, map_mean, map_tokens};
+use crate::nn::{
+    BatchNorm2d, Channels, Conv2d, Linear, PositionResize, channels_last, interpolate_positions, map_mean, map_tokens,
+};
 use crate::ops::{self, Activation, AttentionMask, Window};
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
@@ -157,7 +159,8 @@ impl AttentionPool {
     fn forward(&self, map: &Tensor) -> Result<Tensor> {
         let (_, rows, columns, _) = map.dims4()?;
         let tokens = Tensor::cat(&[map_mean(map)?.unsqueeze(1)?, map_tokens(map)?], 1)?;
-        let tokens = ops::add_row(&tokens, &interpolate_positions(&self.positions, 1, (rows, columns))?)?;
+        let positions = interpolate_positions(&self.positions, 1, (rows, columns), PositionResize::BicubicAntialias)?;
+        let tokens = ops::add_row(&tokens, &positions)?;
         let query = self.query.forward(&tokens.narrow(1, 0, 1)?.contiguous()?)?;
         let (key, value) = (self.key.forward(&tokens)?, self.value.forward(&tokens)?);
         let pooled = ops::attention(&query, &key, &value, self.heads, &AttentionMask::none())?;
