@@ -1,9 +1,9 @@
 //! Biases on attention's scores that depend on the way from query to key on a grid.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::Linear;
-use crate::ops::{self, Activation};
+use crate::ops::Activation;
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
 
@@ -97,7 +97,7 @@ fn log_ways((rows, columns): (usize, usize)) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Var;
+    use candle_core::{Device, Var};
 
     use super::*;
 

@@ -131,7 +131,7 @@ impl Params {
     /// Ends the building with what there is and what is wrong.
     pub(crate) fn finish_with_problems(&self) -> (Parameters, Vec<String>) {
         let record = std::mem::take(&mut *self.lock());
-        (Parameters { tensors: record.tensors }, record.problems)
+        (Parameters { tensors: record.tensors, buffers: record.buffers }, record.problems)
     }
 
     fn full(&self, name: &str) -> String {

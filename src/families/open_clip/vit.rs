@@ -7,7 +7,7 @@ use super::part::{ImagePart, PartSource, Projection, unsupported};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
 use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
-use crate::towers::{
+use crate::towers::{PatchStem, 
     ImagePooling, ImageTowerConfig, OutputNorm, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow, VitConfig,
 };
 
@@ -91,12 +91,14 @@ pub(super) fn image_part(part: &PartSource<'_>) -> Result<ImagePart> {
         patch_size,
         num_channels: 3,
         patch_bias: false,
+        stem: PatchStem::Patches,
         qkv_bias: QkvBias::All,
         norm: NormPosition::Pre,
         extras: block.extras,
         prefix_tokens: PrefixTokens::Class,
         positions: PositionTable::All,
         position_resize: PositionResize::BicubicAntialias,
+        rope: None,
         norm_embeddings: !config.flag("no_ln_pre", false)?,
         output_norm,
         layer_scale: block.layer_scale,

@@ -121,6 +121,7 @@ pub(super) fn base(timm: &TimmSource<'_>, sizes: Sizes, prefix: PrefixTokens) ->
         mlp: MlpKind::Plain,
         pooler: None,
         map_head: None,
+        query_pool: None,
         classifier: None,
         num_labels: 0,
         initializer_range: 0.02,
