@@ -22,7 +22,10 @@ pub use convnext::{ConvNextConfig, ConvNextStageConfig};
 pub use fastvit::{AttentionNorm, BranchForm, Downsample, FastVitConfig, FastVitStageConfig, TokenMixer};
 pub use resnet::ResNetConfig;
 pub use text_transformer::{PooledToken, TextAttention, TextTransformerConfig};
-pub use vit::{ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow, VitConfig};
+pub use vit::{
+    ClassifierInput, MapHeadConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens, QueryPoolConfig,
+    QueryPoolRow, VitConfig,
+};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
