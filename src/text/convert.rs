@@ -191,12 +191,7 @@ fn word_piece(files: &Files, config: &Value, specials: &Specials) -> Result<Valu
 }
 
 /// The description of a SentencePiece model, and the tokens that it names itself.
-fn sentencepiece(
-    files: &Files,
-    kind: Kind,
-    config: &Value,
-    specials: &Specials,
-) -> Result<(Value, Vec<AddedToken>)> {
+fn sentencepiece(files: &Files, kind: Kind, config: &Value, specials: &Specials) -> Result<(Value, Vec<AddedToken>)> {
     let Some((name, bytes)) = files.sentencepiece() else {
         return Err(Error::file(files.folder(), "holds no SentencePiece model (spiece.model or its like)"));
     };
@@ -251,7 +246,9 @@ fn assemble(
     around: [Option<String>; 2],
 ) -> Result<Tokenizer> {
     let mut tokenizer = read(folder, description)?;
-    tokenizer.add_tokens(specials.into_tokens()).map_err(|e| Error::file(folder, format!("the special tokens: {e}")))?;
+    tokenizer
+        .add_tokens(specials.into_tokens())
+        .map_err(|e| Error::file(folder, format!("the special tokens: {e}")))?;
     let id = |token: Option<String>| {
         let Some(token) = token else { return Ok(None) };
         match tokenizer.token_to_id(&token) {
@@ -276,7 +273,8 @@ fn read(path: &Path, description: &Value) -> Result<Tokenizer> {
 }
 
 fn processor(path: &Path, description: Value) -> Result<PostProcessorWrapper> {
-    serde_json::from_value(description).map_err(|e| Error::file(path, format!("the special tokens cannot be used: {e}")))
+    serde_json::from_value(description)
+        .map_err(|e| Error::file(path, format!("the special tokens cannot be used: {e}")))
 }
 
 fn vocab(files: &Files) -> Result<Value> {
@@ -285,7 +283,8 @@ fn vocab(files: &Files) -> Result<Value> {
 
 fn merges(files: &Files) -> Result<Merges> {
     let path = files.path(MERGES_TXT);
-    let bytes = files.get(MERGES_TXT).ok_or_else(|| Error::file(&path, "is missing; vocab.json is of no use without it"))?;
+    let bytes =
+        files.get(MERGES_TXT).ok_or_else(|| Error::file(&path, "is missing; vocab.json is of no use without it"))?;
     Merges::from_text(bytes).map_err(|message| Error::file(path, message))
 }
 
