@@ -115,7 +115,7 @@ pub(super) fn t5(model: &SentencePieceModel, sentinels: &[String]) -> Value {
 pub(super) fn siglip(model: &SentencePieceModel) -> Value {
     let mut normalizers: Vec<_> = charsmap(model).into_iter().collect();
     normalizers.push(json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}));
-    normalizers.push(json!({"type": "Strip", "strip_left": true, "strip_right": true}));
+    normalizers.push(json!({"type": "Strip", "strip_left": false, "strip_right": true}));
     let mut json = unigram(model, pieces(model).collect(), model.unk_id, "first");
     json["normalizer"] = json!({"type": "Sequence", "normalizers": normalizers});
     json["pre_tokenizer"] = metaspace("first");
