@@ -102,8 +102,8 @@ impl TextTokenizer {
 
     fn build(mut files: Files, mut rules: TokenRules) -> Result<Self> {
         let path = files.path(TOKENIZER_JSON);
-        let (mut tokenizer, default_pad) = match files.get(TOKENIZER_JSON) {
-            Some(bytes) => (read_tokenizer(&path, bytes)?, None),
+        let mut tokenizer = match files.get(TOKENIZER_JSON) {
+            Some(bytes) => read_tokenizer(&path, bytes)?,
             None => convert::from_older_files(&files)?,
         };
         if files.get(TOKENIZER_JSON).is_none() {
@@ -114,9 +114,7 @@ impl TextTokenizer {
         let embedded_pad = tokenizer.get_padding().map(|padding| padding.pad_id);
         let pad_id = match rules.pad_id {
             PadId::Fixed(id) => id,
-            PadId::FromFiles { otherwise } => {
-                names.id("pad_token", &tokenizer).or(embedded_pad).or(default_pad).unwrap_or(otherwise)
-            }
+            PadId::FromFiles { otherwise } => names.id("pad_token", &tokenizer).or(embedded_pad).unwrap_or(otherwise),
         };
         if rules.splitting == Splitting::OpenClip {
             tokenizer = convert::open_clip(&files)?;

@@ -132,7 +132,6 @@ fn a_folder_without_the_file_says_what_is_needed() {
 fn older_files_that_contradict_each_other_are_refused_by_name() {
     let message = |files: &[(&str, &str)]| from_files(files, TokenRules::new(8)).unwrap_err().to_string();
     for (files, expected) in [
-        (vec![("vocab.txt", "a\nb")], "special token '[CLS]'"),
         (vec![("vocab.json", "{\"a\":0}"), ("merges.txt", "a")], "merges.txt: line 1 is not two pieces"),
         (vec![("vocab.json", "[]"), ("merges.txt", "")], "is not a tokenizer"),
         (vec![("vocab.json", "{\"a\":0}"), ("merges.txt", "a b")], "is not a tokenizer"),
