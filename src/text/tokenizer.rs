@@ -271,6 +271,8 @@ impl Names {
         let usual: &[&str] = match name {
             "sep_token" => &["[SEP]", "</s>"],
             "cls_token" => &["[CLS]", "<s>"],
+            "bos_token" => &["<s>"],
+            "eos_token" => &["</s>"],
             _ => &[],
         };
         let id = self.id(name, tokenizer).or_else(|| usual.iter().find_map(|token| tokenizer.token_to_id(token)));
