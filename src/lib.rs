@@ -9,6 +9,7 @@ pub mod data;
 pub mod encoder;
 pub mod families;
 pub mod image;
+pub mod inspect;
 pub mod loss;
 pub mod nn;
 pub mod ops;
@@ -28,10 +29,11 @@ mod project;
 pub use embeddings::Embeddings;
 pub use encoder::{ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig};
 pub use error::{Error, ErrorKind, Result};
+pub use inspect::Inspection;
 pub use loader::{Loaded, Loader};
-pub use logit_scale::LogitScale;
+pub use logit_scale::{LogitConfig, LogitScale};
 pub use model::{ClipConfig, ClipModel, ClipOutput};
-pub use project::{InputNorm, LinearProject, ProjectionConfig, ProjectionKind};
+pub use project::{InputNorm, LinearProject, MlpBias, ProjectionConfig, ProjectionKind};
 
 /// The tensors underneath, re-exported so that an application never mixes versions.
 pub use candle_core as candle;

@@ -11,10 +11,10 @@ use serde_json::Value;
 use crate::encoder::{Built, ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig};
 use crate::image::{ImageInput, ImageProcessor};
 use crate::loader::Loader;
-use crate::logit_scale::LogitScale;
+use crate::logit_scale::{LogitConfig, LogitScale};
 use crate::project::{LinearProject, ProjectionConfig};
 use crate::text::{TextTokenizer, TokenBatch};
-use crate::weights::{Parameters, Params, RandomSource};
+use crate::weights::{Parameters, Params, RandomSource, Stored};
 use crate::zero_shot::{Template, ZeroShot};
 use crate::{Embeddings, Error, Result, ops};
 
@@ -26,8 +26,14 @@ pub struct ClipConfig {
     pub text: TextEncoderConfig,
     /// The image tower and its pooling.
     pub image: ImageEncoderConfig,
-    /// Both projections.
+    /// The images' projection, and the texts' too where they have none of their own.
     pub projection: ProjectionConfig,
+    /// The texts' projection where it differs from the images'.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_projection: Option<ProjectionConfig>,
+    /// What lies between cosines and logits.
+    #[serde(default)]
+    pub logits: LogitConfig,
 }
 
 impl ClipConfig {
@@ -45,11 +51,16 @@ impl ClipConfig {
     }
 
     fn build_heads(&self, params: &Params) -> Result<Box<Heads>> {
-        let projection = |name: &str, size| LinearProject::new(&params.pp(name), size, &self.projection);
+        let text = self.text_projection.as_ref().unwrap_or(&self.projection);
+        if text.embed_dim != self.projection.embed_dim {
+            let message = format!("texts have {}, images {}", text.embed_dim, self.projection.embed_dim);
+            return Err(Error::argument("embed_dim", message));
+        }
+        let projection = |name: &str, size, config| LinearProject::new(&params.pp(name), size, config);
         Ok(Box::new(Heads {
-            text_projection: projection("text_projection", self.text.pooled_size())?,
-            visual_projection: projection("visual_projection", self.image.pooled_size())?,
-            logit_scale: LogitScale::new(params, LogitScale::START)?,
+            text_projection: projection("text_projection", self.text.pooled_size(), text)?,
+            visual_projection: projection("visual_projection", self.image.pooled_size(), &self.projection)?,
+            logit_scale: LogitScale::new(params, self.logits)?,
         }))
     }
 }
@@ -74,7 +85,9 @@ pub struct ClipOutput {
     pub text_embeds: Tensor,
     /// The factor exp(logit_scale), a scalar.
     pub logit_scale: Tensor,
-    /// Factor × cosine, rows are images (B,M). Its transpose has texts as rows.
+    /// The bias added to the logits, a scalar, where the model has one (SigLIP).
+    pub logit_bias: Option<Tensor>,
+    /// Factor × cosine (+ bias), rows are images (B,M). Its transpose has texts as rows.
     pub logits_per_image: Tensor,
 }
 
@@ -82,8 +95,8 @@ pub struct ClipOutput {
 pub(crate) struct Origin {
     /// `config.json` as it was.
     pub(crate) config: Value,
-    /// For each of our names the files' name and shape.
-    pub(crate) spelled: BTreeMap<String, (String, Vec<usize>)>,
+    /// For each of our names how the files hold it.
+    pub(crate) stored: BTreeMap<String, Stored>,
 }
 
 /// A dual encoder: images and texts in one space.
@@ -141,7 +154,13 @@ impl ClipModel {
         projection: ProjectionConfig,
         seed: u64,
     ) -> Result<Self> {
-        let config = ClipConfig { text: text.config().clone(), image: image.config().clone(), projection };
+        let config = ClipConfig {
+            text: text.config().clone(),
+            image: image.config().clone(),
+            projection,
+            text_projection: None,
+            logits: LogitConfig::Scale,
+        };
         let dtype = |parameters: &Parameters| parameters.iter().next().map_or(DType::F32, |(_, tensor)| tensor.dtype());
         let (text_dtype, image_dtype) = (dtype(text.parameters()), dtype(image.parameters()));
         if text_dtype != image_dtype || !text.device().same_device(image.device()) {
@@ -296,9 +315,21 @@ impl ClipModel {
     /// When the widths differ.
     pub fn output(&self, image_features: Tensor, text_features: Tensor) -> Result<ClipOutput> {
         let (image_embeds, text_embeds) = (ops::l2_normalize(&image_features)?, ops::l2_normalize(&text_features)?);
-        let logit_scale = self.heads.tracked().logit_scale.factor()?;
-        let logits_per_image = image_embeds.matmul(&text_embeds.t()?)?.broadcast_mul(&logit_scale)?;
-        Ok(ClipOutput { image_features, text_features, image_embeds, text_embeds, logit_scale, logits_per_image })
+        let scale = &self.heads.tracked().logit_scale;
+        let (logit_scale, logit_bias) = (scale.factor(&image_embeds)?, scale.bias().cloned());
+        let mut logits_per_image = image_embeds.matmul(&text_embeds.t()?)?.broadcast_mul(&logit_scale)?;
+        if let Some(bias) = &logit_bias {
+            logits_per_image = logits_per_image.broadcast_add(bias)?;
+        }
+        Ok(ClipOutput {
+            image_features,
+            text_features,
+            image_embeds,
+            text_embeds,
+            logit_scale,
+            logit_bias,
+            logits_per_image,
+        })
     }
 
     /// A zero-shot classifier for `labels`, prompted with "a photo of a {}".
@@ -322,7 +353,16 @@ impl ClipModel {
     /// # Errors
     /// When candle fails.
     pub fn logit_scale(&self) -> Result<f64> {
-        Ok(self.heads.detached().logit_scale.factor()?.to_dtype(DType::F64)?.to_scalar()?)
+        self.heads.detached().logit_scale.value()
+    }
+
+    /// The bias that the logits have, zero where the model has none.
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn logit_bias(&self) -> Result<f64> {
+        let bias = self.heads.detached().logit_scale.bias();
+        Ok(bias.map(|bias| bias.to_dtype(DType::F64)?.to_scalar()).transpose()?.unwrap_or(0.0))
     }
 
     /// Brings the logarithm of the scale back into `[lowest, largest]`; cross-entropy training does so after each step with

@@ -62,6 +62,39 @@ impl Config {
         Ok(Self { path: self.path.clone(), part: format!("{}{name}.", self.part), fields })
     }
 
+    /// Whether the file says anything under this name, be it null.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.fields.contains_key(name)
+    }
+
+    /// Whether the file says anything but null under this name.
+    #[must_use]
+    pub fn has_value(&self, name: &str) -> bool {
+        self.fields.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    /// Whether the value under this name is a list.
+    #[must_use]
+    pub fn is_list(&self, name: &str) -> bool {
+        self.fields.get(name).is_some_and(Value::is_array)
+    }
+
+    /// Refuses names that are not in `known`: in a layout where every name has a meaning, an unknown one could change the
+    /// mathematics.
+    ///
+    /// # Errors
+    /// When there is one; the error lists those that are known.
+    pub fn only(&self, known: &[&str]) -> Result<()> {
+        match self.fields.keys().find(|name| !known.contains(&name.as_str())) {
+            Some(name) => {
+                let place = format!("{}: {}", self.path.display(), self.part.trim_end_matches('.'));
+                Err(Error::unsupported(place, "field", name.clone(), known.join(", ")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The value of `model_type`.
     ///
     /// # Errors

@@ -1,10 +1,11 @@
 //! DINOv2 as transformers writes it (`modeling_dinov2.py`), with the names of its version 4 and 5.
 
-use super::{Families, Family, FamilySource, ImagePlan, Plan, vit};
+use super::{Families, Family, FamilySource, ImagePlan, Plan, ProcessorPlan, vit};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
 use crate::image::ProcessorClass;
 use crate::nn::MlpKind;
+use crate::ops::Activation;
 use crate::towers::{ClassifierInput, ImageTowerConfig};
 use crate::weights::Renames;
 
@@ -13,8 +14,14 @@ pub(super) struct Dinov2;
 
 const PREFIX: (&str, &str) = ("^dinov2", "");
 
-const RULES: [(&str, &str); 4] =
-    [("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("mlp.weights_in", "mlp.fc1"), ("mlp.weights_out", "mlp.fc2")];
+const RULES: [(&str, &str); 6] = [
+    ("norm1", "layer_norm1"),
+    ("norm2", "layer_norm2"),
+    ("mlp.weights_out", "mlp.fc2"),
+    ("mlp.gate_proj", "mlp.gate"),
+    ("mlp.up_proj", "mlp.fc1"),
+    ("mlp.down_proj", "mlp.fc2"),
+];
 
 impl Family for Dinov2 {
     fn model_types(&self) -> &[&str] {
@@ -28,7 +35,9 @@ impl Family for Dinov2 {
         let swiglu = config.flag("use_swiglu_ffn", false)?;
         // SwiGLU keeps the parameter count with two thirds of the width, rounded up to a multiple of eight.
         tower.intermediate_size = if swiglu { ((inner as f64 * 2.0 / 3.0) as usize).div_ceil(8) * 8 } else { inner };
-        tower.mlp = if swiglu { MlpKind::SwiGlu } else { MlpKind::Plain };
+        if swiglu {
+            (tower.mlp, tower.hidden_act) = (MlpKind::Gated, Activation::Silu);
+        }
         tower.layer_scale = Some(config.number("layerscale_value", 1.0)? as f32);
         if vit::has_classifier(source) {
             tower.classifier = Some(ClassifierInput::ClsAndMean);
@@ -36,8 +45,9 @@ impl Family for Dinov2 {
         }
         let pooling = vit::pooling(tower.classifier, None);
         let rules: Vec<_> = [PREFIX].into_iter().chain(vit::SHARED).chain(RULES).collect();
-        let renames = Renames::new(&rules, &vit::EXTRAS)?;
+        let renames = Renames::new(&rules, &vit::EXTRAS)?.split("mlp.weights_in", &["mlp.gate", "mlp.fc1"])?;
         let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling };
-        Ok(Plan::Image(Box::new(ImagePlan { config, renames, processor: ProcessorClass::Bit })))
+        let processor = ProcessorPlan::Folder(ProcessorClass::Bit);
+        Ok(Plan::Image(Box::new(ImagePlan { config, renames, processor })))
     }
 }

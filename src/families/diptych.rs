@@ -4,12 +4,13 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{ClipPlan, Families, Family, FamilySource, Plan};
+use super::{ClipPlan, Families, Family, FamilySource, Plan, ProcessorPlan, token_rules};
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::ProcessorClass;
+use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
 use crate::project::ProjectionConfig;
-use crate::text::TextTokenizer;
+use crate::text::{TextTokenizer, TokenRules};
 use crate::weights::Renames;
 use crate::{Error, Result};
 
@@ -22,9 +23,16 @@ pub(super) struct Diptych;
 struct File {
     model_type: String,
     pad_token_id: u32,
+    /// How texts become rows of ids; files of version 0.1 do not say and mean the plain way.
+    #[serde(default)]
+    tokens: Option<TokenRules>,
     text: TextEncoderConfig,
     image: ImageEncoderConfig,
     projection: ProjectionConfig,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    text_projection: Option<ProjectionConfig>,
+    #[serde(default)]
+    logits: LogitConfig,
 }
 
 impl Family for Diptych {
@@ -34,22 +42,32 @@ impl Family for Diptych {
 
     fn plan(&self, _: &Families, source: &FamilySource<'_>) -> Result<Plan> {
         let wrong = |error: serde_json::Error| Error::file(source.config.path(), error);
-        let File { pad_token_id, text, image, projection, .. } =
+        let File { pad_token_id, tokens, text, image, projection, text_projection, logits, .. } =
             serde_json::from_value(source.config.to_value()).map_err(wrong)?;
+        let tokens = tokens.unwrap_or_else(|| token_rules(text.tower.context_length(), pad_token_id));
         Ok(Plan::Clip(Box::new(ClipPlan {
-            config: ClipConfig { text, image, projection },
+            config: ClipConfig { text, image, projection, text_projection, logits },
             text: Renames::default().within(ClipConfig::TEXT),
             image: Renames::default().within(ClipConfig::IMAGE),
             heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
-            pad_id: pad_token_id,
-            processor: ProcessorClass::Clip,
+            tokens,
+            processor: ProcessorPlan::Folder(ProcessorClass::Clip),
         })))
     }
 }
 
 /// The `config.json` of this layout.
 pub(super) fn to_config(config: &ClipConfig, tokenizer: &TextTokenizer) -> Result<Value> {
-    let ClipConfig { text, image, projection } = config.clone();
-    let file = File { model_type: "diptych".to_string(), pad_token_id: tokenizer.pad_id(), text, image, projection };
+    let ClipConfig { text, image, projection, text_projection, logits } = config.clone();
+    let file = File {
+        model_type: "diptych".to_string(),
+        pad_token_id: tokenizer.pad_id(),
+        tokens: Some(tokenizer.rules().clone()),
+        text,
+        image,
+        projection,
+        text_projection,
+        logits,
+    };
     serde_json::to_value(file).map_err(|error| Error::argument("config", error.to_string()))
 }

@@ -3,16 +3,17 @@
 
 use serde_json::{Value, json};
 
-use super::{ClipPlan, Config, Families, Family, FamilySource, ImagePlan, Plan, TextPlan};
+use super::{ClipPlan, Config, Families, Family, FamilySource, ImagePlan, Plan, ProcessorPlan, TextPlan, token_rules};
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::ProcessorClass;
+use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
-use crate::nn::MlpKind;
+use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
 use crate::ops::Activation;
 use crate::project::{InputNorm, ProjectionConfig, ProjectionKind};
 use crate::towers::{
-    ImagePooling, ImageTowerConfig, OutputNorm, PooledToken, PrefixTokens, TextPooling, TextTowerConfig,
-    TextTransformerConfig, VitConfig,
+    ImagePooling, ImageTowerConfig, OutputNorm, PooledToken, PositionTable, PrefixTokens, TextAttention, TextPooling,
+    TextTowerConfig, TextTransformerConfig, VitConfig,
 };
 use crate::weights::Renames;
 use crate::{Error, Result};
@@ -61,11 +62,17 @@ fn clip(config: &Config) -> Result<Plan> {
     let (text, image) = (text(&config.part("text_config")?)?, image(&config.part("vision_config")?)?);
     let embed_dim = config.size("projection_dim", 512)?;
     Ok(Plan::Clip(Box::new(ClipPlan {
-        config: ClipConfig { text: text.config, image: image.config, projection: ProjectionConfig::linear(embed_dim) },
+        config: ClipConfig {
+            text: text.config,
+            image: image.config,
+            projection: ProjectionConfig::linear(embed_dim),
+            text_projection: None,
+            logits: LogitConfig::Scale,
+        },
         text: text.renames.within(ClipConfig::TEXT),
         image: image.renames.within(ClipConfig::IMAGE),
         heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
-        pad_id: text.pad_id,
+        tokens: text.tokens,
         processor: image.processor,
     })))
 }
@@ -82,11 +89,16 @@ fn text(config: &Config) -> Result<TextPlan> {
         layer_norm_eps: config.number("layer_norm_eps", 1e-5)?,
         context_length: config.size("max_position_embeddings", 77)?,
         pooled_token: if eos == OLD_EOS { PooledToken::FirstLargest } else { PooledToken::FirstId(eos) },
+        attention: TextAttention::CausalWithoutPadding,
+        layer_scale: None,
+        extras: Vec::new(),
+        head_size: None,
         initializer_range: config.number("initializer_range", 0.02)?,
     };
     let config_ = TextEncoderConfig { tower: TextTowerConfig::TextTransformer(tower), pooling: TextPooling::Eos };
     let renames = Renames::new(&[("^text_model", "")], &EXTRAS)?;
-    Ok(TextPlan { config: config_, renames, pad_id: config.id("pad_token_id", 1)? })
+    let tokens = token_rules(config_.tower.context_length(), config.id("pad_token_id", 1)?);
+    Ok(TextPlan { config: config_, renames, tokens })
 }
 
 fn image(config: &Config) -> Result<ImagePlan> {
@@ -101,19 +113,25 @@ fn image(config: &Config) -> Result<ImagePlan> {
         patch_size: config.side("patch_size", 32)?,
         num_channels: config.size("num_channels", 3)?,
         patch_bias: false,
-        qkv_bias: true,
+        qkv_bias: QkvBias::All,
+        norm: NormPosition::Pre,
+        extras: Vec::new(),
         prefix_tokens: PrefixTokens::Class,
+        positions: PositionTable::All,
+        position_resize: PositionResize::Bicubic,
         norm_embeddings: true,
         output_norm: OutputNorm::Pooled,
         layer_scale: None,
         mlp: MlpKind::Plain,
         pooler: None,
+        map_head: None,
         classifier: None,
         num_labels: 0,
         initializer_range: config.number("initializer_range", 0.02)?,
     };
     let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling: ImagePooling::Cls };
-    Ok(ImagePlan { config, renames: Renames::new(&[("^vision_model", "")], &EXTRAS)?, processor: ProcessorClass::Clip })
+    let processor = ProcessorPlan::Folder(ProcessorClass::Clip);
+    Ok(ImagePlan { config, renames: Renames::new(&[("^vision_model", "")], &EXTRAS)?, processor })
 }
 
 /// The `config.json` of this family for a model, if the family can express it.

@@ -3,11 +3,18 @@
 //!
 //! [`Families`] is a value, not a global: add a family of your own to it and hand it to a [`Loader`](crate::Loader).
 
+mod altclip_text;
 mod bert;
+mod blip_text;
 mod config;
 mod dinov2;
 mod diptych;
+mod distilbert;
 mod hf_clip;
+mod m2m100;
+mod mpnet;
+mod open_clip;
+mod t5;
 mod vision_text;
 mod vit;
 
@@ -20,8 +27,9 @@ use candle_core::DType;
 use serde_json::Value;
 
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
-use crate::image::ProcessorClass;
+use crate::image::{ImageProcessorConfig, ProcessorClass};
 use crate::model::{ClipConfig, ClipModel};
+use crate::text::{PadId, TokenRules};
 use crate::weights::Renames;
 use crate::{Error, Result};
 
@@ -29,8 +37,8 @@ use crate::{Error, Result};
 pub struct FamilySource<'a> {
     /// The configuration, or the part of it that is this tower's.
     pub config: Config,
-    /// The tensors' names as the files spell them, without the prefix of this part; none where weights are to be random.
-    pub names: Option<Vec<&'a str>>,
+    /// The tensors and their shapes as the files have them, without the prefix of this part; none where weights are to be random.
+    pub tensors: Option<BTreeMap<&'a str, &'a [usize]>>,
     /// Whether the tower stands alone or in a dual encoder, which changes what "pooled" means.
     pub role: Role,
 }
@@ -44,18 +52,59 @@ pub enum Role {
     Half,
 }
 
-impl FamilySource<'_> {
+impl<'a> FamilySource<'a> {
     /// Whether a tensor whose name ends like this is in the files.
     #[must_use]
     pub fn has(&self, suffix: &str) -> bool {
-        self.names.as_ref().is_some_and(|names| names.iter().any(|name| name.ends_with(suffix)))
+        self.tensors.as_ref().is_some_and(|tensors| tensors.keys().any(|name| name.ends_with(suffix)))
+    }
+
+    /// The shape of a tensor in the files.
+    #[must_use]
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.as_ref()?.get(name).copied()
+    }
+
+    /// The same source for the part of the configuration under `part`, whose tensors' names begin with `prefix.`; a prefix that
+    /// is empty leaves the names alone.
+    ///
+    /// # Errors
+    /// When the part is no JSON object.
+    pub fn part(&self, part: &str, prefix: &str) -> Result<Self> {
+        Ok(Self { config: self.config.part(part)?, tensors: self.below(prefix), role: Role::Half })
+    }
+
+    /// The tensors whose names begin with `prefix.`, without it.
+    #[must_use]
+    pub fn below(&self, prefix: &str) -> Option<BTreeMap<&'a str, &'a [usize]>> {
+        let strip = |name: &'a str| match prefix {
+            "" => Some(name),
+            prefix => name.strip_prefix(prefix)?.strip_prefix('.'),
+        };
+        let tensors = self.tensors.as_ref()?;
+        Some(tensors.iter().filter_map(|(name, shape)| Some((strip(name)?, *shape))).collect())
+    }
+
+    /// How many numbered things there are below `prefix`: one more than the largest `n` of the names `prefix.n.…`.
+    #[must_use]
+    pub fn count(&self, prefix: &str) -> Option<usize> {
+        let number = |name: &str| {
+            name.strip_prefix(prefix)?
+                .strip_prefix('.')?
+                .split('.')
+                .next()?
+                .parse::<usize>()
+                .ok()
+                .filter(|&n| n < 1 << 16)
+        };
+        Some(self.tensors.as_ref()?.keys().filter_map(|name| number(name)).max().map_or(0, |largest| largest + 1))
     }
 
     /// Whether the tower has a pooler: the files decide. Where weights are to be random, half of a dual encoder has one, as
     /// transformers builds it.
     #[must_use]
     pub fn has_pooler(&self) -> bool {
-        self.has("pooler.dense.weight") || self.names.is_none() && self.role == Role::Half
+        self.has("pooler.dense.weight") || self.tensors.is_none() && self.role == Role::Half
     }
 }
 
@@ -66,8 +115,8 @@ pub struct TextPlan {
     pub config: TextEncoderConfig,
     /// From the files' names to ours.
     pub renames: Renames,
-    /// The padding id where the tokenizer's files name none.
-    pub pad_id: u32,
+    /// How texts become rows of ids.
+    pub tokens: TokenRules,
 }
 
 /// An image tower as its files describe it.
@@ -77,8 +126,8 @@ pub struct ImagePlan {
     pub config: ImageEncoderConfig,
     /// From the files' names to ours.
     pub renames: Renames,
-    /// The image processor where the folder's file names none.
-    pub processor: ProcessorClass,
+    /// How images become pixel values.
+    pub processor: ProcessorPlan,
 }
 
 /// A dual encoder as its files describe it.
@@ -92,10 +141,26 @@ pub struct ClipPlan {
     pub image: Renames,
     /// From the files' names to ours, for projections and scale.
     pub heads: Renames,
-    /// The padding id where the tokenizer's files name none.
-    pub pad_id: u32,
-    /// The image processor where the folder's file names none.
-    pub processor: ProcessorClass,
+    /// How texts become rows of ids.
+    pub tokens: TokenRules,
+    /// How images become pixel values.
+    pub processor: ProcessorPlan,
+}
+
+/// Where an image processor's configuration comes from.
+#[derive(Debug, Clone)]
+pub enum ProcessorPlan {
+    /// From the folder's `preprocessor_config.json`; of this class where it names none.
+    Folder(ProcessorClass),
+    /// From the model's own configuration.
+    Given(Box<ImageProcessorConfig>),
+}
+
+/// Rules for a tower with positions for `context_length` tokens: special tokens, padding to the longest row with the id that
+/// the tokenizer's files name, else `pad_id`.
+#[must_use]
+pub fn token_rules(context_length: usize, pad_id: u32) -> TokenRules {
+    TokenRules { pad_id: PadId::FromFiles { otherwise: pad_id }, ..TokenRules::new(context_length) }
 }
 
 /// What a folder holds.
@@ -130,7 +195,14 @@ impl Default for Families {
             Box::new(diptych::Diptych),
             Box::new(hf_clip::HfClip),
             Box::new(vision_text::VisionText),
+            Box::new(open_clip::OpenClip),
             Box::new(bert::Bert),
+            Box::new(distilbert::DistilBert),
+            Box::new(mpnet::MpNet),
+            Box::new(altclip_text::AltClipText),
+            Box::new(blip_text::BlipText),
+            Box::new(t5::T5),
+            Box::new(m2m100::M2m100),
             Box::new(vit::Vit),
             Box::new(dinov2::Dinov2),
         ])
@@ -143,6 +215,12 @@ impl Families {
     pub fn with(mut self, family: impl Family + 'static) -> Self {
         self.0.insert(0, Box::new(family));
         self
+    }
+
+    /// Whether a family answers to this `model_type`.
+    #[must_use]
+    pub fn knows(&self, model_type: &str) -> bool {
+        self.0.iter().any(|family| family.model_types().contains(&model_type))
     }
 
     /// Reads a configuration with the family that its `model_type` names.
@@ -177,7 +255,7 @@ pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Resul
                 });
             }
         }
-        return crate::loader::save_folder(model, &config, &origin.spelled, folder, dtype);
+        return crate::loader::save_folder(model, &config, &origin.stored, folder, dtype);
     }
     let hugging_face = hf_clip::to_hugging_face(model.config(), model.text_encoder().tokenizer().pad_id());
     let config: Value = match hugging_face.filter(|_| fits) {

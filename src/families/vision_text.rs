@@ -1,7 +1,8 @@
 //! `VisionTextDualEncoderModel` of transformers (`modeling_vision_text_dual_encoder.py`): any text tower, any image tower, two
 //! bias-free projections.
 
-use super::{ClipPlan, Config, Families, Family, FamilySource, Plan, Role};
+use super::{ClipPlan, Config, Families, Family, FamilySource, Plan};
+use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
 use crate::project::ProjectionConfig;
 use crate::weights::Renames;
@@ -17,12 +18,8 @@ impl Family for VisionText {
 
     fn plan(&self, families: &Families, source: &FamilySource<'_>) -> Result<Plan> {
         let half = |part: &str, prefix: &str| -> Result<Plan> {
-            let config = half_config(source.config.part(part)?, part)?;
-            let names = source
-                .names
-                .as_ref()
-                .map(|names| names.iter().filter_map(|name| name.strip_prefix(prefix)?.strip_prefix('.')).collect());
-            families.plan(&FamilySource { config, names, role: Role::Half })
+            let half = source.part(part, prefix)?;
+            families.plan(&FamilySource { config: half_config(half.config, part)?, ..half })
         };
         let wrong = |part: &str| Error::file(source.config.path(), format!("{part} describes no such tower"));
         let Plan::Text(text) = half("text_config", ClipConfig::TEXT)? else { return Err(wrong("text_config")) };
@@ -33,11 +30,13 @@ impl Family for VisionText {
                 text: text.config,
                 image: image.config,
                 projection: ProjectionConfig::linear(embed_dim),
+                text_projection: None,
+                logits: LogitConfig::Scale,
             },
             text: text.renames.within(ClipConfig::TEXT),
             image: image.renames.within(ClipConfig::IMAGE),
             heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
-            pad_id: text.pad_id,
+            tokens: text.tokens,
             processor: image.processor,
         })))
     }

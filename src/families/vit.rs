@@ -1,12 +1,14 @@
 //! ViT and DeiT as transformers writes them (`modeling_vit.py`, `modeling_deit.py`), with the names of its version 4 and 5.
 
-use super::{Config, Families, Family, FamilySource, ImagePlan, Plan};
+use super::{Config, Families, Family, FamilySource, ImagePlan, Plan, ProcessorPlan};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
 use crate::image::ProcessorClass;
-use crate::nn::MlpKind;
+use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
 use crate::ops::Activation;
-use crate::towers::{ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, Pooler, PrefixTokens, VitConfig};
+use crate::towers::{
+    ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, VitConfig,
+};
 use crate::weights::Renames;
 
 /// The family of `model_type` vit, deit.
@@ -67,13 +69,18 @@ pub(super) fn base(config: &Config, patch_size: usize, layer_norm_eps: f64) -> R
         patch_size: config.side("patch_size", patch_size)?,
         num_channels: config.size("num_channels", 3)?,
         patch_bias: true,
-        qkv_bias: config.flag("qkv_bias", true)?,
+        qkv_bias: if config.flag("qkv_bias", true)? { QkvBias::All } else { QkvBias::None },
+        norm: NormPosition::Pre,
+        extras: Vec::new(),
         prefix_tokens: PrefixTokens::Class,
+        positions: PositionTable::All,
+        position_resize: PositionResize::Bicubic,
         norm_embeddings: false,
         output_norm: OutputNorm::Tokens,
         layer_scale: None,
         mlp: MlpKind::Plain,
         pooler: None,
+        map_head: None,
         classifier: None,
         num_labels: 0,
         initializer_range: config.number("initializer_range", 0.02)?,
@@ -82,7 +89,7 @@ pub(super) fn base(config: &Config, patch_size: usize, layer_norm_eps: f64) -> R
 
 /// Whether there is a classifier: the files decide, or the architecture's name where there are none.
 pub(super) fn has_classifier(source: &FamilySource<'_>) -> bool {
-    match source.names {
+    match source.tensors {
         Some(_) => source.has("classifier.weight"),
         None => ["ForImageClassification", "ForImageClassificationWithTeacher"]
             .iter()
@@ -110,7 +117,7 @@ impl Family for Vit {
         }
         if has_classifier(source) {
             let teacher = source.has("distillation_classifier.weight")
-                || source.names.is_none() && config.architecture_ends_with("WithTeacher");
+                || source.tensors.is_none() && config.architecture_ends_with("WithTeacher");
             tower.classifier = Some(if teacher { ClassifierInput::ClsAndDistillation } else { ClassifierInput::Cls });
             tower.num_labels = config.label_count()?;
         }
@@ -119,6 +126,7 @@ impl Family for Vit {
         let renames = Renames::new(&rules, &EXTRAS)?;
         let processor = if is_deit { ProcessorClass::Deit } else { ProcessorClass::Vit };
         let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling };
+        let processor = ProcessorPlan::Folder(processor);
         Ok(Plan::Image(Box::new(ImagePlan { config, renames, processor })))
     }
 }

@@ -2,12 +2,13 @@
 //! [`BlockConfig`].
 //!
 //! Pre-norm (CLIP, ViT): `x + s₁·attn(ln₁(x))`, then `x + s₂·mlp(ln₂(x))`, with LayerScale `s` where the tower has one
-//! (Touvron et al. 2021, arXiv 2103.17239). Post-norm (BERT): `ln₁(x + attn(x))`, then `ln₂(x + mlp(x))`.
+//! (Touvron et al. 2021, arXiv 2103.17239). Post-norm (BERT): `ln₁(x + attn(x))`, then `ln₂(x + mlp(x))`. Residual norm
+//! (EVA-02's largest): `x + ln₁(attn(x))`, then `x + ln₂(mlp(x))`.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{LayerNorm, Linear, Mlp, MlpKind};
+use super::{Attend, Attention, AttentionConfig, BlockExtra, LayerNorm, Mlp, MlpKind, Norm, QkvBias};
 use crate::Result;
 use crate::ops::{self, Activation, AttentionMask};
 use crate::towers::Collect;
@@ -21,10 +22,12 @@ pub enum NormPosition {
     Pre,
     /// After the residual sums.
     Post,
+    /// On what attention and MLP give, before it is added.
+    Residual,
 }
 
 /// What a stack of blocks looks like.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct BlockConfig {
     /// Width E of the stream.
     pub hidden_size: usize,
@@ -42,8 +45,10 @@ pub struct BlockConfig {
     pub norm: NormPosition,
     /// The MLP's form.
     pub mlp: MlpKind,
-    /// Whether queries, keys and values have a bias.
-    pub qkv_bias: bool,
+    /// Which of queries, keys and values have a bias.
+    pub qkv_bias: QkvBias,
+    /// What is done differently.
+    pub extras: Vec<BlockExtra>,
     /// LayerScale's start, for towers that have it.
     pub layer_scale: Option<f32>,
     /// Standard deviation of fresh weights.
@@ -63,159 +68,200 @@ impl Encoder {
     /// When the source cannot make a tensor.
     pub fn new(params: &Params, config: &BlockConfig) -> Result<Self> {
         let layers = params.pp("layers");
-        let blocks = (0..config.num_hidden_layers).map(|i| Block::new(&layers.pp(i), config));
+        let blocks = (0..config.num_hidden_layers).map(|i| Block::new(&layers.pp(i), config, i));
         Ok(Self { blocks: blocks.collect::<Result<_>>()? })
     }
 
-    /// The last block's output, and the input of every block before it where `collect` asks for them.
+    /// The last block's output, and the input of every block before it where `collect` asks for them. Every block looks at the
+    /// same: `attend` is a mask, or a mask and rotary positions.
     ///
     /// # Shapes
     /// `x` (B,L,E) → (B,L,E), and as many (B,L,E) as there are blocks.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn forward(&self, x: &Tensor, mask: &AttentionMask, collect: Collect) -> Result<(Tensor, Vec<Tensor>)> {
+    pub fn forward<'a>(
+        &self,
+        x: &Tensor,
+        attend: impl Into<Attend<'a>>,
+        collect: Collect,
+    ) -> Result<(Tensor, Vec<Tensor>)> {
+        let attend = attend.into();
+        self.forward_each(x, |_| attend, collect)
+    }
+
+    /// [`Encoder::forward`] where block i looks at `attend(i)`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward_each<'a>(
+        &self,
+        x: &Tensor,
+        attend: impl Fn(usize) -> Attend<'a>,
+        collect: Collect,
+    ) -> Result<(Tensor, Vec<Tensor>)> {
         let mut x = x.clone();
         let mut inputs = Vec::new();
-        for block in &self.blocks {
+        for (i, block) in self.blocks.iter().enumerate() {
             if collect == Collect::HiddenStates {
                 inputs.push(x.clone());
             }
-            x = block.forward(&x, mask)?;
+            x = block.forward(&x, attend(i))?;
         }
         Ok((x, inputs))
+    }
+
+    /// The last block's output, where `between(i, x)` stands between the attention half and the MLP half of block i: a
+    /// cross-attention with its own residual sum and norm.
+    ///
+    /// # Shapes
+    /// `x` (B,L,E) → (B,L,E).
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward_between(
+        &self,
+        x: &Tensor,
+        mask: &AttentionMask,
+        between: impl Fn(usize, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.feed_forward(&between(i, block.attend(&x, mask.into())?)?)?;
+        }
+        Ok(x)
     }
 
     /// The output at one position a row. The last block computes keys and values for all tokens, but queries, output
     /// projection and MLP for that token only: the same numbers as [`Encoder::forward`] there, for less work.
     ///
-    /// `mask` must not be causal in the last block's sense: `last_mask` is what one query a row may look at.
+    /// `last_mask` is what one query a row may look at in the last block; it is never causal.
     ///
     /// # Shapes
     /// `x` (B,L,E), `positions` one a row → (B,E).
     ///
     /// # Errors
     /// When shapes do not fit or a position is not below L.
-    pub fn forward_selected(
+    pub fn forward_selected<'a>(
         &self,
         x: &Tensor,
-        mask: &AttentionMask,
+        attend: impl Into<Attend<'a>>,
         last_mask: &AttentionMask,
         positions: &[usize],
     ) -> Result<Tensor> {
+        let attend = attend.into();
         let Some((last, before)) = self.blocks.split_last() else {
             return ops::select_tokens(x, positions);
         };
         let mut x = x.clone();
         for block in before {
-            x = block.forward(&x, mask)?;
+            x = block.forward(&x, attend)?;
         }
-        last.forward_selected(&x, last_mask, positions)
+        last.forward_selected(&x, Attend { mask: last_mask, rope: attend.rope }, positions)
     }
 }
 
 #[derive(Debug, Clone)]
 struct Block {
     norm: NormPosition,
-    layer_norm1: LayerNorm,
+    layer_norm1: Option<Norm>,
     attention: Attention,
+    attention_norm: Option<LayerNorm>,
     layer_scale1: Option<Tensor>,
-    layer_norm2: LayerNorm,
+    layer_norm2: Norm,
     mlp: Mlp,
     layer_scale2: Option<Tensor>,
 }
 
 impl Block {
-    fn new(params: &Params, config: &BlockConfig) -> Result<Self> {
+    fn new(params: &Params, config: &BlockConfig, index: usize) -> Result<Self> {
         let size = config.hidden_size;
         let init = Init::Normal { std: config.initializer_range };
         let scale = |name: &str| {
             config.layer_scale.map(|start| params.pp(name).get("lambda1", &[size], Init::Const(start))).transpose()
         };
+        let attention = AttentionConfig {
+            hidden_size: size,
+            key_size: size,
+            num_attention_heads: config.num_attention_heads,
+            qkv_bias: config.qkv_bias,
+            extras: &config.extras,
+            layer_norm_eps: config.layer_norm_eps,
+            init,
+        };
+        let has = |extra: BlockExtra| config.extras.contains(&extra);
+        let norm = |name: &str| Norm::new(&params.pp(name), size, &config.extras, config.layer_norm_eps);
+        let attention_norm = || LayerNorm::new(&params.pp("attention_norm"), size, config.layer_norm_eps);
+        let first_norm = !(has(BlockExtra::NoFirstNorm) && index == 0);
         Ok(Self {
             norm: config.norm,
-            layer_norm1: LayerNorm::new(&params.pp("layer_norm1"), size, config.layer_norm_eps)?,
-            attention: Attention::new(&params.pp("self_attn"), config, init)?,
+            layer_norm1: first_norm.then(|| norm("layer_norm1")).transpose()?,
+            attention: Attention::new(&params.pp("self_attn"), &attention)?,
+            attention_norm: has(BlockExtra::AttentionOutputNorm).then(attention_norm).transpose()?,
             layer_scale1: scale("layer_scale1")?,
-            layer_norm2: LayerNorm::new(&params.pp("layer_norm2"), size, config.layer_norm_eps)?,
-            mlp: Mlp::new(&params.pp("mlp"), size, config.intermediate_size, config.mlp, config.hidden_act, init)?,
+            layer_norm2: norm("layer_norm2")?,
+            mlp: Mlp::new(&params.pp("mlp"), config)?,
             layer_scale2: scale("layer_scale2")?,
         })
     }
 
-    fn forward(&self, x: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
-        match self.norm {
-            NormPosition::Pre => {
-                let normed = self.layer_norm1.forward(x)?;
-                self.rest(x, &self.attention.forward(&normed, &normed, mask)?)
-            }
-            NormPosition::Post => self.rest(x, &self.attention.forward(x, x, mask)?),
-        }
+    fn forward(&self, x: &Tensor, attend: Attend<'_>) -> Result<Tensor> {
+        self.feed_forward(&self.attend(x, attend)?)
     }
 
-    fn forward_selected(&self, x: &Tensor, mask: &AttentionMask, positions: &[usize]) -> Result<Tensor> {
+    /// The first half: attention and the residual sum.
+    fn attend(&self, x: &Tensor, attend: Attend<'_>) -> Result<Tensor> {
+        let attended = match self.norm {
+            NormPosition::Pre => {
+                let normed = self.first_norm(x)?;
+                self.attention.forward(&normed, &normed, attend)?
+            }
+            NormPosition::Post | NormPosition::Residual => self.attention.forward(x, x, attend)?,
+        };
+        self.add_attended(x, &attended)
+    }
+
+    fn first_norm(&self, x: &Tensor) -> Result<Tensor> {
+        self.layer_norm1.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
+    }
+
+    fn forward_selected(&self, x: &Tensor, attend: Attend<'_>, positions: &[usize]) -> Result<Tensor> {
         let selected = ops::select_tokens(x, positions)?.unsqueeze(1)?;
         let attended = match self.norm {
             NormPosition::Pre => {
-                let normed = self.layer_norm1.forward(x)?;
+                let normed = self.first_norm(x)?;
                 let query = ops::select_tokens(&normed, positions)?.unsqueeze(1)?;
-                self.attention.forward(&query, &normed, mask)?
+                self.attention.forward_at(&query, &normed, attend, positions)?
             }
-            NormPosition::Post => self.attention.forward(&selected, x, mask)?,
+            NormPosition::Post | NormPosition::Residual => {
+                self.attention.forward_at(&selected, x, attend, positions)?
+            }
         };
-        Ok(self.rest(&selected, &attended)?.squeeze(1)?)
+        Ok(self.feed_forward(&self.add_attended(&selected, &attended)?)?.squeeze(1)?)
     }
 
-    /// Everything after attention: `x` is the residual stream, `attended` the attention's output at the same positions.
-    fn rest(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+    /// `x` is the residual stream, `attended` the attention's output at the same positions.
+    fn add_attended(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        let normed = self.attention_norm.as_ref().map(|norm| norm.forward(attended)).transpose()?;
+        let attended = normed.as_ref().unwrap_or(attended);
         match self.norm {
-            NormPosition::Pre => {
-                let x = (x + scaled(attended, self.layer_scale1.as_ref())?)?;
-                let inner = self.mlp.forward(&self.layer_norm2.forward(&x)?)?;
-                Ok((&x + scaled(&inner, self.layer_scale2.as_ref())?)?)
-            }
-            NormPosition::Post => {
-                let x = self.layer_norm1.forward(&(x + attended)?)?;
-                let inner = self.mlp.forward(&x)?;
-                self.layer_norm2.forward(&(&x + inner)?)
-            }
+            NormPosition::Pre => Ok((x + scaled(attended, self.layer_scale1.as_ref())?)?),
+            NormPosition::Post => self.first_norm(&(x + attended)?),
+            NormPosition::Residual => Ok((x + scaled(&self.first_norm(attended)?, self.layer_scale1.as_ref())?)?),
         }
+    }
+
+    /// The second half: the MLP and the residual sum.
+    fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
+        let inner = match self.norm {
+            NormPosition::Pre => self.mlp.forward(&self.layer_norm2.forward(x)?)?,
+            NormPosition::Post => return self.layer_norm2.forward(&(x + self.mlp.forward(x)?)?),
+            NormPosition::Residual => self.layer_norm2.forward(&self.mlp.forward(x)?)?,
+        };
+        Ok((x + scaled(&inner, self.layer_scale2.as_ref())?)?)
     }
 }
 
 fn scaled(x: &Tensor, scale: Option<&Tensor>) -> Result<Tensor> {
     scale.map_or_else(|| Ok(x.clone()), |scale| ops::scale_row(x, scale))
-}
-
-/// Multi-head attention (Vaswani et al. 2017, arXiv 1706.03762): `softmax(q·kᵀ/√d)·v` a head, then the output projection.
-#[derive(Debug, Clone)]
-struct Attention {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    output: Linear,
-    num_heads: usize,
-}
-
-impl Attention {
-    fn new(params: &Params, config: &BlockConfig, init: Init) -> Result<Self> {
-        let size = config.hidden_size;
-        let project = |name: &str| match config.qkv_bias {
-            true => Linear::new(&params.pp(name), size, size, init),
-            false => Linear::without_bias(&params.pp(name), size, size, init),
-        };
-        Ok(Self {
-            query: project("q_proj")?,
-            key: project("k_proj")?,
-            value: project("v_proj")?,
-            output: Linear::new(&params.pp("out_proj"), size, size, init)?,
-            num_heads: config.num_attention_heads,
-        })
-    }
-
-    /// `from` (B,Lq,E) asks, `to` (B,L,E) answers.
-    fn forward(&self, from: &Tensor, to: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
-        let (query, key, value) = (self.query.forward(from)?, self.key.forward(to)?, self.value.forward(to)?);
-        self.output.forward(&ops::attention(&query, &key, &value, self.num_heads, mask)?)
-    }
 }

@@ -1,11 +1,11 @@
 //! The feed-forward half of a transformer block.
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::Linear;
+use super::{BlockConfig, BlockExtra, LayerNorm, Linear};
 use crate::Result;
-use crate::ops::{self, Activation};
+use crate::ops::Activation;
 use crate::weights::{Init, Params};
 
 /// What stands between the two linear layers.
@@ -15,41 +15,42 @@ pub enum MlpKind {
     /// `fc2(act(fc1(x)))`.
     #[default]
     Plain,
-    /// `fc2(silu(a) ∘ b)` with `[a, b] = fc1(x)`: SwiGLU (Shazeer 2020, arXiv 2002.05202), as in DINOv2's giant.
-    SwiGlu,
+    /// `fc2(act(gate(x)) ∘ fc1(x))`: a gated linear unit (Shazeer 2020, arXiv 2002.05202); SwiGLU where the activation is SiLU
+    /// (DINOv2's giant, EVA-02), GeGLU where it is GELU (ModernBERT, ViTamin). Files that fuse `gate` and `fc1` are split on
+    /// reading.
+    Gated,
 }
 
-/// `fc1` (E → intermediate), an activation, `fc2` (intermediate → E).
+/// `fc1` (E → intermediate), an activation, `fc2` (intermediate → E); `gate` beside `fc1` for [`MlpKind::Gated`].
 #[derive(Debug, Clone)]
 pub struct Mlp {
+    gate: Option<Linear>,
     fc1: Linear,
+    norm: Option<LayerNorm>,
     fc2: Linear,
-    kind: MlpKind,
     activation: Activation,
 }
 
 impl Mlp {
-    /// Reads `fc1` and `fc2`; for [`MlpKind::SwiGlu`] `fc1` is twice as wide.
+    /// The MLP of a block: reads `fc1`, `fc2` and what the configuration adds.
     ///
     /// # Errors
     /// When the source cannot make a tensor.
-    pub fn new(
-        params: &Params,
-        hidden_size: usize,
-        intermediate_size: usize,
-        kind: MlpKind,
-        activation: Activation,
-        init: Init,
-    ) -> Result<Self> {
-        let width = match kind {
-            MlpKind::Plain => intermediate_size,
-            MlpKind::SwiGlu => 2 * intermediate_size,
+    pub fn new(params: &Params, config: &BlockConfig) -> Result<Self> {
+        let (size, inner) = (config.hidden_size, config.intermediate_size);
+        let init = Init::Normal { std: config.initializer_range };
+        let norm = config.extras.contains(&BlockExtra::MlpNorm);
+        let linear = |name: &str, input: usize, output: usize| match config.extras.contains(&BlockExtra::MlpWithoutBias)
+        {
+            true => Linear::without_bias(&params.pp(name), input, output, init),
+            false => Linear::new(&params.pp(name), input, output, init),
         };
         Ok(Self {
-            fc1: Linear::new(&params.pp("fc1"), hidden_size, width, init)?,
-            fc2: Linear::new(&params.pp("fc2"), intermediate_size, hidden_size, init)?,
-            kind,
-            activation,
+            gate: (config.mlp == MlpKind::Gated).then(|| linear("gate", size, inner)).transpose()?,
+            fc1: linear("fc1", size, inner)?,
+            norm: norm.then(|| LayerNorm::new(&params.pp("norm"), inner, config.layer_norm_eps)).transpose()?,
+            fc2: linear("fc2", inner, size)?,
+            activation: config.hidden_act,
         })
     }
 
@@ -59,13 +60,13 @@ impl Mlp {
     /// # Errors
     /// When the last dimension of `x` is not E.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let hidden = match self.kind {
-            MlpKind::Plain => self.fc1.forward_activated(x, self.activation)?,
-            MlpKind::SwiGlu => {
-                let halves = self.fc1.forward(x)?.chunk(2, D::Minus1)?;
-                (ops::activate(&halves[0].contiguous()?, Activation::Silu)? * halves[1].contiguous()?)?
-            }
+        let mut hidden = match &self.gate {
+            None => self.fc1.forward_activated(x, self.activation)?,
+            Some(gate) => (gate.forward_activated(x, self.activation)? * self.fc1.forward(x)?)?,
         };
+        if let Some(norm) = &self.norm {
+            hidden = norm.forward(&hidden)?;
+        }
         self.fc2.forward(&hidden)
     }
 }

@@ -1,13 +1,21 @@
 //! Blocks made of [`ops`](crate::ops), shared by every tower.
 
+mod attention;
 mod block;
 mod layers;
+mod map_head;
 mod mlp;
+mod norm;
 mod patch_embed;
 mod position;
+mod rope;
 
+pub use attention::{Attend, Attention, AttentionConfig, BlockExtra, QkvBias};
 pub use block::{BlockConfig, Encoder, NormPosition};
 pub use layers::{LayerNorm, Linear};
+pub use map_head::MapHead;
 pub use mlp::{Mlp, MlpKind};
+pub use norm::Norm;
 pub use patch_embed::PatchEmbed;
-pub use position::interpolate_positions;
+pub use position::{PositionResize, interpolate_positions};
+pub use rope::Rope;

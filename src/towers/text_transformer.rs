@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Collect, TextPooling, TextTower, TowerOutput, check_sizes};
-use crate::nn::{BlockConfig, Encoder, LayerNorm, MlpKind, NormPosition};
+use crate::nn::{BlockConfig, BlockExtra, Encoder, LayerNorm, Linear, MlpKind, NormPosition, QkvBias};
 use crate::ops::{self, Activation, AttentionMask};
 use crate::text::TokenBatch;
 use crate::weights::{Init, Params};
@@ -35,8 +35,35 @@ pub struct TextTransformerConfig {
     pub context_length: usize,
     /// Which token is pooled.
     pub pooled_token: PooledToken,
+    /// Which tokens see which.
+    #[serde(default)]
+    pub attention: TextAttention,
+    /// LayerScale's start, where the tower has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_scale: Option<f32>,
+    /// What is added to attention and MLP.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extras: Vec<BlockExtra>,
+    /// Width of a linear layer with bias on the pooled token, where the tower has one (SigLIP).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_size: Option<usize>,
     /// Standard deviation of fresh weights.
     pub initializer_range: f64,
+}
+
+/// Which tokens see which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextAttention {
+    /// Each token those before it that are no padding (transformers' CLIP).
+    #[default]
+    CausalWithoutPadding,
+    /// Each token those before it, padding or not (open_clip; the pooled token sees the same).
+    Causal,
+    /// Every token every token, padding too (SigLIP, CLIPA, MobileCLIP).
+    Full,
+    /// Every token every token that is no padding.
+    FullWithoutPadding,
 }
 
 /// Which token [`TextPooling::Eos`] picks.
@@ -57,6 +84,7 @@ pub(super) struct TextTransformer {
     position_embedding: Tensor,
     encoder: Encoder,
     final_layer_norm: LayerNorm,
+    head: Option<Linear>,
 }
 
 impl TextTransformer {
@@ -68,10 +96,14 @@ impl TextTransformer {
             ("max_position_embeddings", config.context_length),
         ];
         check_sizes(config.hidden_size, config.num_attention_heads, config.layer_norm_eps, &sizes)?;
-        if pooling == TextPooling::Pooler {
-            return Err(Error::argument("text pooling", "CLIP's text tower has no pooler; use eos, mean or cls"));
+        if !matches!(pooling, TextPooling::Eos | TextPooling::Mean | TextPooling::Cls) {
+            let message = format!("CLIP's text tower has no {pooling} pooling; use eos, mean or cls");
+            return Err(Error::argument("text pooling", message));
         }
         let size = config.hidden_size;
+        if config.head_size.is_some_and(|head| head == 0 || head > 1 << 24) {
+            return Err(Error::argument("projection_size", "it is not between 1 and 16777216"));
+        }
         let init = Init::Normal { std: config.initializer_range as f32 };
         let embeddings = params.pp("embeddings");
         let blocks = BlockConfig {
@@ -83,8 +115,9 @@ impl TextTransformer {
             layer_norm_eps: config.layer_norm_eps,
             norm: NormPosition::Pre,
             mlp: MlpKind::Plain,
-            qkv_bias: true,
-            layer_scale: None,
+            qkv_bias: QkvBias::All,
+            extras: config.extras.clone(),
+            layer_scale: config.layer_scale,
             initializer_range: config.initializer_range as f32,
         };
         Ok(Self {
@@ -92,6 +125,7 @@ impl TextTransformer {
             position_embedding: embeddings.get("position_embedding.weight", &[config.context_length, size], init)?,
             encoder: Encoder::new(&params.pp("encoder"), &blocks)?,
             final_layer_norm: LayerNorm::new(&params.pp("final_layer_norm"), size, config.layer_norm_eps)?,
+            head: config.head_size.map(|head| Linear::new(&params.pp("head"), size, head, init)).transpose()?,
             config: config.clone(),
             pooling,
         })
@@ -107,14 +141,40 @@ impl TextTransformer {
         ops::add_row(&embedded, &self.position_embedding.narrow(0, 0, length)?)
     }
 
-    fn mask(tokens: &TokenBatch) -> Result<AttentionMask> {
-        AttentionMask::causal().with_key_padding(tokens.keep(), tokens.batch(), tokens.length())
+    fn mask(&self, tokens: &TokenBatch) -> Result<AttentionMask> {
+        let without_padding =
+            |mask: AttentionMask| mask.with_key_padding(tokens.keep(), tokens.batch(), tokens.length());
+        match self.config.attention {
+            TextAttention::CausalWithoutPadding => without_padding(AttentionMask::causal()),
+            TextAttention::Causal => Ok(AttentionMask::causal()),
+            TextAttention::Full => Ok(AttentionMask::none()),
+            TextAttention::FullWithoutPadding => without_padding(AttentionMask::none()),
+        }
+    }
+
+    /// What the queries at `positions`, one a row, see: in the last block no other is asked.
+    fn mask_at(&self, tokens: &TokenBatch, positions: &[usize]) -> Result<AttentionMask> {
+        let (keep, length) = (tokens.keep(), tokens.length());
+        let sees = |i: usize| match self.config.attention {
+            TextAttention::CausalWithoutPadding => keep[i] && i % length <= positions[i / length],
+            TextAttention::Causal => i % length <= positions[i / length],
+            TextAttention::Full => true,
+            TextAttention::FullWithoutPadding => keep[i],
+        };
+        let visible: Vec<bool> = (0..keep.len()).map(sees).collect();
+        AttentionMask::none().with_key_padding(visible, tokens.batch(), length)
+    }
+
+    /// The row of the pooled token, normed already, through the head where there is one.
+    fn head(&self, pooled: Tensor) -> Result<Tensor> {
+        self.head.as_ref().map_or(Ok(pooled.clone()), |head| head.forward(&pooled))
     }
 
     /// The pooled position of each row, or none for the mean.
     fn positions(&self, tokens: &TokenBatch) -> Result<Option<Vec<usize>>> {
         match (self.pooling, self.config.pooled_token) {
             (TextPooling::Cls, _) => Ok(Some(vec![0; tokens.batch()])),
+            (TextPooling::Last, _) => Ok(Some(vec![tokens.length() - 1; tokens.batch()])),
             (TextPooling::Eos, PooledToken::FirstLargest) => Ok(Some(tokens.first_largest())),
             (TextPooling::Eos, PooledToken::FirstId(id)) => {
                 let missing = |row| {
@@ -124,7 +184,7 @@ impl TextTransformer {
                 let found = tokens.first_position_of(id).into_iter().enumerate();
                 Ok(Some(found.map(|(row, p)| p.ok_or_else(|| missing(row))).collect::<Result<_>>()?))
             }
-            (TextPooling::Mean | TextPooling::Pooler, _) => Ok(None),
+            _ => Ok(None),
         }
     }
 }
@@ -134,18 +194,14 @@ impl TextTower for TextTransformer {
         let Some(positions) = self.positions(tokens)? else {
             return Ok(self.forward(tokens, Collect::Last)?.pooled);
         };
-        // A causal query at position p sees the kept keys up to p.
-        let keep = tokens.keep();
-        let length = tokens.length();
-        let visible: Vec<bool> = (0..keep.len()).map(|i| keep[i] && i % length <= positions[i / length]).collect();
-        let last_mask = AttentionMask::none().with_key_padding(visible, tokens.batch(), length)?;
-        let pooled =
-            self.encoder.forward_selected(&self.embed(tokens)?, &Self::mask(tokens)?, &last_mask, &positions)?;
-        self.final_layer_norm.forward(&pooled)
+        let last_mask = self.mask_at(tokens, &positions)?;
+        let embedded = self.embed(tokens)?;
+        let pooled = self.encoder.forward_selected(&embedded, &self.mask(tokens)?, &last_mask, &positions)?;
+        self.head(self.final_layer_norm.forward(&pooled)?)
     }
 
     fn forward(&self, tokens: &TokenBatch, collect: Collect) -> Result<TowerOutput> {
-        let (output, mut hidden_states) = self.encoder.forward(&self.embed(tokens)?, &Self::mask(tokens)?, collect)?;
+        let (output, mut hidden_states) = self.encoder.forward(&self.embed(tokens)?, &self.mask(tokens)?, collect)?;
         if collect == Collect::HiddenStates {
             hidden_states.push(output.clone());
         }
@@ -154,6 +210,6 @@ impl TextTower for TextTransformer {
             Some(positions) => ops::select_tokens(&last_hidden_state, &positions)?,
             None => ops::mean_pool(&last_hidden_state, &tokens.keep())?,
         };
-        Ok(TowerOutput { last_hidden_state, pooled, hidden_states })
+        Ok(TowerOutput { last_hidden_state, pooled: self.head(pooled)?, hidden_states })
     }
 }

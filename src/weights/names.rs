@@ -3,6 +3,9 @@
 //! A name is a list of segments between dots. A rule replaces a run of whole segments: `("encoder.layer", "encoder.layers")`
 //! turns `encoder.layer.0.x` into `encoder.layers.0.x` and leaves `encoder.layers.0.x` alone. Rules are applied in their
 //! order, each of them once, at the first place that fits.
+//!
+//! A tensor of a file may be several of ours, one above the other (a fused projection of queries, keys and values):
+//! [`Renames::split`]; or the transpose of one of ours (`x·W` in place of `x·Wᵀ`): [`Renames::transposed`].
 
 use super::pattern::Pattern;
 use crate::{Error, Result};
@@ -12,7 +15,32 @@ use crate::{Error, Result};
 pub struct Renames {
     within: Vec<String>,
     rules: Vec<Rule>,
+    splits: Vec<Split>,
+    transposed: Vec<Pattern>,
     ignored: Vec<Pattern>,
+}
+
+/// One tensor of the file that is several of ours, stacked along the first axis.
+#[derive(Debug, Clone)]
+struct Split {
+    from: Vec<String>,
+    into: Vec<Vec<String>>,
+}
+
+/// Which part of a file's tensor is ours, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum View {
+    /// All of it, as it is.
+    Whole,
+    /// All of it, rows and columns exchanged.
+    Transposed,
+    /// The `index`-th of `count` equal parts along the first axis.
+    Part {
+        /// Which.
+        index: usize,
+        /// Of how many.
+        count: usize,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -39,7 +67,7 @@ impl Renames {
     pub fn new<S: AsRef<str>>(rules: &[(S, S)], ignored: &[S]) -> Result<Self> {
         let rules = rules.iter().map(|(from, to)| Rule::new(from.as_ref(), to.as_ref())).collect::<Result<_>>()?;
         let ignored = ignored.iter().map(|glob| Pattern::new(glob.as_ref())).collect::<Result<_>>()?;
-        Ok(Self { within: Vec::new(), rules, ignored })
+        Ok(Self { within: Vec::new(), rules, ignored, ..Self::default() })
     }
 
     /// The same names under `prefix.`: it is taken off before the rules apply, and tensors elsewhere are not seen at all.
@@ -60,6 +88,29 @@ impl Renames {
         Ok(self)
     }
 
+    /// A tensor of the file that is several of ours: where a name, after all rules, holds the segments `from`, it stands for
+    /// the names with each of `into` in that place, which share its first axis evenly and in this order.
+    ///
+    /// # Errors
+    /// If `from` or `into` is empty.
+    pub fn split(mut self, from: &str, into: &[&str]) -> Result<Self> {
+        let split = Split { from: segments(from), into: into.iter().map(|to| segments(to)).collect() };
+        if split.from.is_empty() || split.into.is_empty() {
+            return Err(Error::argument("split", format!("('{from}', {into:?}) splits nothing")));
+        }
+        self.splits.push(split);
+        Ok(self)
+    }
+
+    /// Our names (a glob) whose tensors are matrices that the file holds transposed.
+    ///
+    /// # Errors
+    /// If the glob is empty.
+    pub fn transposed(mut self, ours: &str) -> Result<Self> {
+        self.transposed.push(Pattern::new(ours)?);
+        Ok(self)
+    }
+
     /// One more glob over names in the file that may go unused.
     ///
     /// # Errors
@@ -69,7 +120,22 @@ impl Renames {
         Ok(self)
     }
 
-    /// Our name of the tensor that the file calls `name`, or `None` if it lies outside of the prefix.
+    /// All that the file's tensor `name` is to us: our names, each with its view of the tensor.
+    pub(crate) fn views(&self, name: &str) -> Vec<(String, View)> {
+        let Some(ours) = self.map(name) else { return Vec::new() };
+        let found: Vec<String> = ours.split('.').map(str::to_string).collect();
+        for Split { from, into } in &self.splits {
+            let Some(at) = found.windows(from.len()).position(|window| window == from) else { continue };
+            let put = |to: &[String]| [&found[..at], to, &found[at + from.len()..]].concat().join(".");
+            let parts = into.iter().enumerate();
+            return parts.map(|(index, to)| (put(to), View::Part { index, count: into.len() })).collect();
+        }
+        let transposed = self.transposed.iter().any(|glob| glob.matches(&ours));
+        vec![(ours, if transposed { View::Transposed } else { View::Whole })]
+    }
+
+    /// Our name of the tensor that the file calls `name`, or `None` if it lies outside of the prefix. What it is split into is
+    /// not seen here.
     #[must_use]
     pub fn map(&self, name: &str) -> Option<String> {
         let mut name: Vec<String> = self.inner(name)?.split('.').map(str::to_string).collect();
@@ -203,6 +269,21 @@ mod tests {
         assert!(names.is_ignored("text_model.cls.decoder.weight"));
         assert!(!names.is_ignored("text_model.x"));
         assert!(names.is_ignored("vision_model.x"));
+    }
+
+    #[test]
+    fn one_tensor_of_the_file_may_be_several_of_ours_or_a_transpose() {
+        let names = Renames::new(&[("attn", "self_attn")], &[]).unwrap();
+        let names = names.split("self_attn.qkv", &["self_attn.q_proj", "self_attn.k_proj"]).unwrap();
+        let names = names.transposed("*proj").unwrap();
+        let part = |index| View::Part { index, count: 2 };
+        assert_eq!(
+            names.views("0.attn.qkv.bias"),
+            [("0.self_attn.q_proj.bias".to_string(), part(0)), ("0.self_attn.k_proj.bias".to_string(), part(1))]
+        );
+        assert_eq!(names.views("proj"), [("proj".to_string(), View::Transposed)]);
+        assert_eq!(names.views("0.attn.x"), [("0.self_attn.x".to_string(), View::Whole)]);
+        assert!(names.split("", &[]).is_err());
     }
 
     #[test]

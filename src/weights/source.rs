@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 
 use super::checkpoint::Checkpoint;
-use super::names::{Renames, nearest};
-use super::params::{Init, ParamSource};
-use crate::Result;
+use super::names::{Renames, View, nearest};
+use super::params::{Init, ParamSource, Parameters};
+use crate::{Error, Result};
 
 /// Above this many tensors no similar name is looked for: it would take too long for a hint.
 const MAX_NAMES_FOR_HINT: usize = 20_000;
@@ -23,16 +23,30 @@ pub struct CheckpointSource {
     checkpoint: Arc<Checkpoint>,
     known: Vec<Known>,
     /// Our name → the tensors of the file with that name, as indices of `known`; more than one is a problem.
-    ours: BTreeMap<String, Vec<usize>>,
+    ours: BTreeMap<String, Vec<(usize, View)>>,
     dtype: DType,
     device: Device,
     trainable: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    header_only: bool,
 }
 
 struct Known {
     name: String,
     ignored: bool,
-    asked: AtomicBool,
+    /// Which of its parts were asked for, a bit each.
+    asked: AtomicU64,
+    all: u64,
+}
+
+/// Where and how a file holds one of our tensors: enough to write it back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stored {
+    /// The name in the file.
+    pub(crate) name: String,
+    /// The shape in the file.
+    pub(crate) shape: Vec<usize>,
+    /// Which part of it is ours.
+    pub(crate) view: View,
 }
 
 impl CheckpointSource {
@@ -40,20 +54,33 @@ impl CheckpointSource {
     #[must_use]
     pub fn new(checkpoint: impl Into<Arc<Checkpoint>>, renames: &Renames) -> Self {
         let checkpoint = checkpoint.into();
-        let (mut known, mut ours) = (Vec::new(), BTreeMap::<_, Vec<usize>>::new());
+        let (mut known, mut ours) = (Vec::<Known>::new(), BTreeMap::<_, Vec<(usize, View)>>::new());
         for name in checkpoint.names() {
-            let Some(our_name) = renames.map(name) else { continue };
-            ours.entry(our_name).or_default().push(known.len());
-            let ignored = renames.is_ignored(name);
-            known.push(Known { name: name.to_string(), ignored, asked: AtomicBool::new(false) });
+            let views = renames.views(name);
+            if views.is_empty() {
+                continue;
+            }
+            let (ignored, all) = (renames.is_ignored(name), (1 << views.len()) - 1);
+            for (our_name, view) in views {
+                ours.entry(our_name).or_default().push((known.len(), view));
+            }
+            known.push(Known { name: name.to_string(), ignored, asked: AtomicU64::new(0), all });
         }
         // A known extra never competes with a tensor proper.
         for same in ours.values_mut() {
-            if same.iter().any(|&i| !known[i].ignored) {
-                same.retain(|&i| !known[i].ignored);
+            if same.iter().any(|&(i, _)| !known[i].ignored) {
+                same.retain(|&(i, _)| !known[i].ignored);
             }
         }
-        Self { checkpoint, known, ours, dtype: DType::F32, device: Device::Cpu, trainable: Box::new(|_| false) }
+        Self {
+            checkpoint,
+            known,
+            ours,
+            dtype: DType::F32,
+            device: Device::Cpu,
+            trainable: Box::new(|_| false),
+            header_only: false,
+        }
     }
 
     /// Converts every tensor to `dtype`.
@@ -77,6 +104,13 @@ impl CheckpointSource {
         self
     }
 
+    /// Checks names and shapes and reads no weight: every tensor is zeros that take no memory.
+    #[must_use]
+    pub fn header_only(mut self) -> Self {
+        self.header_only = true;
+        self
+    }
+
     /// The checkpoint underneath.
     #[must_use]
     pub fn checkpoint(&self) -> &Checkpoint {
@@ -88,35 +122,58 @@ impl CheckpointSource {
         self.ours.keys().map(String::as_str)
     }
 
-    /// The shape in the file of the tensor that we call `name`, or `None` if there is none: for what no configuration says.
+    /// The shape of the tensor that we call `name`, or `None` if there is none: for what no configuration says.
     #[must_use]
-    pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        Some(self.checkpoint.info(self.file_name(name)?)?.shape)
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let &(i, view) = self.ours.get(name)?.first()?;
+        view.shape(self.checkpoint.info(&self.known[i].name)?.shape)
+    }
+
+    /// Where and how the file holds the tensor that we call `name`.
+    pub(crate) fn stored(&self, name: &str) -> Option<Stored> {
+        let &(i, view) = self.ours.get(name)?.first()?;
+        let name = self.known[i].name.clone();
+        Some(Stored { shape: self.checkpoint.info(&name)?.shape.to_vec(), name, view })
     }
 
     /// The checkpoint's name of the tensor that we call `name`, or `None` if there is none.
     #[must_use]
     pub fn file_name(&self, name: &str) -> Option<&str> {
-        self.ours.get(name)?.first().map(|&i| self.known[i].name.as_str())
+        self.ours.get(name)?.first().map(|&(i, _)| self.known[i].name.as_str())
     }
 
     /// The tensors, in the checkpoint's spelling, that were never asked for and are no known extras. After building a model
     /// any of them means that the configuration describes another model than the weights.
     #[must_use]
     pub fn unused(&self) -> Vec<String> {
-        let unused = self.known.iter().filter(|known| !known.ignored && !known.asked.load(Ordering::Relaxed));
+        let unused =
+            self.known.iter().filter(|known| !known.ignored && known.asked.load(Ordering::Relaxed) != known.all);
         unused.map(|known| known.name.clone()).collect()
     }
 
-    fn find(&self, name: &str) -> std::result::Result<&str, String> {
+    /// The tensors, in the checkpoint's spelling, that were asked for.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        let asked = self.known.iter().filter(|known| known.asked.load(Ordering::Relaxed) != 0);
+        asked.map(|known| known.name.clone()).collect()
+    }
+
+    /// The tensors, in the checkpoint's spelling, that were never asked for and are known extras.
+    #[must_use]
+    pub fn extras(&self) -> Vec<String> {
+        let extras = self.known.iter().filter(|known| known.ignored && known.asked.load(Ordering::Relaxed) == 0);
+        extras.map(|known| known.name.clone()).collect()
+    }
+
+    fn find(&self, name: &str) -> std::result::Result<(&str, View), String> {
         let Some(same) = self.ours.get(name) else { return Err(self.missing(name)) };
-        for &i in same {
-            self.known[i].asked.store(true, Ordering::Relaxed);
+        for &(i, view) in same {
+            let part = if let View::Part { index, .. } = view { 1 << index } else { 1 };
+            self.known[i].asked.fetch_or(part, Ordering::Relaxed);
         }
-        if let [only] = same[..] {
-            return Ok(&self.known[only].name);
+        if let [(only, view)] = same[..] {
+            return Ok((&self.known[only].name, view));
         }
-        let spellings: Vec<String> = same.iter().map(|&i| format!("'{}'", self.known[i].name)).collect();
+        let spellings: Vec<String> = same.iter().map(|&(i, _)| format!("'{}'", self.known[i].name)).collect();
         Err(format!(
             "{name}: {} of {} are all this tensor",
             spellings.join(" and "),
@@ -135,31 +192,109 @@ impl CheckpointSource {
         format!("{name}: missing{hint}")
     }
 
-    fn load(&self, name: &str, file_name: &str, shape: &[usize]) -> Result<Tensor> {
+    fn load(&self, name: &str, file_name: &str, view: View, shape: &[usize]) -> Result<Tensor> {
+        if self.header_only {
+            return Ok(Tensor::zeros((), self.dtype, &Device::Cpu)?.broadcast_as(shape)?);
+        }
         let values = self.checkpoint.values(file_name, self.dtype)?;
-        Ok(if (self.trainable)(name) {
-            values.into_var(shape, self.dtype, &self.device)?.into_inner()
-        } else {
-            values.into_tensor(shape, self.dtype, &self.device)?
-        })
+        let trainable = (self.trainable)(name);
+        if view == View::Whole {
+            return Ok(if trainable {
+                values.into_var(shape, self.dtype, &self.device)?.into_inner()
+            } else {
+                values.into_tensor(shape, self.dtype, &self.device)?
+            });
+        }
+        let stored = self.checkpoint.info(file_name).map(|info| info.shape.to_vec()).unwrap_or_default();
+        let tensor = values.into_tensor(&stored, self.dtype, &self.device)?;
+        let tensor = match view {
+            View::Whole => tensor,
+            View::Transposed => tensor.t()?,
+            View::Part { index, count } => tensor.narrow(0, index * (stored[0] / count), stored[0] / count)?,
+        };
+        // A copy of its own: the whole of which it was a part is not kept in memory.
+        let tensor = tensor.reshape(shape)?.force_contiguous()?;
+        Ok(if trainable { Var::from_tensor(&tensor)?.into_inner() } else { tensor })
     }
 }
 
 impl ParamSource for CheckpointSource {
     /// Shapes may differ by axes of length 1: position embeddings are (1,P,E) in one layout and (P,E) in another.
     fn get(&self, name: &str, shape: &[usize], _init: Init) -> std::result::Result<Tensor, String> {
-        let file_name = self.find(name)?;
+        let (file_name, view) = self.find(name)?;
         let found = self.checkpoint.info(file_name).map(|info| info.shape).unwrap_or_default();
         let long_axes = |shape: &[usize]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
-        if long_axes(found) != long_axes(shape) {
+        if view.shape(found).is_none_or(|found| long_axes(&found) != long_axes(shape)) {
             let file = self.checkpoint.file_of(file_name).unwrap_or_else(|| self.checkpoint.source()).display();
             let spelled =
                 if file_name == name { String::new() } else { format!(", where it is spelled '{file_name}'") };
+            let part = match view {
+                View::Whole => String::new(),
+                View::Transposed => " (transposed)".to_string(),
+                View::Part { index, count } => format!(" (part {} of {count})", index + 1),
+            };
             return Err(format!(
-                "{name}: expected shape {shape:?} from the configuration, found {found:?} in {file}{spelled}"
+                "{name}: expected shape {shape:?} from the configuration, found {found:?}{part} in {file}{spelled}"
             ));
         }
-        self.load(name, file_name, shape).map_err(|e| format!("{name}: {e}"))
+        self.load(name, file_name, view, shape).map_err(|e| format!("{name}: {e}"))
+    }
+}
+
+/// The parameters as a file is to hold them: under `stored`'s names, put together and turned round again, converted to `dtype`;
+/// those that `stored` does not name as they are.
+///
+/// # Errors
+/// If parts of one tensor are missing, or candle fails.
+pub(crate) fn as_stored(
+    parameters: &Parameters,
+    stored: &BTreeMap<String, Stored>,
+    dtype: DType,
+) -> Result<Vec<(String, Tensor)>> {
+    let mut whole: BTreeMap<&str, Tensor> = BTreeMap::new();
+    let mut parts: BTreeMap<&str, BTreeMap<usize, Tensor>> = BTreeMap::new();
+    for (name, tensor) in parameters.iter() {
+        let tensor = tensor.detach().to_dtype(dtype)?;
+        match stored.get(name) {
+            None => drop(whole.insert(name, tensor)),
+            Some(Stored { name, shape, view: View::Whole }) => {
+                drop(whole.insert(name, tensor.reshape(shape.as_slice())?))
+            }
+            Some(Stored { name, shape, view: View::Transposed }) => {
+                drop(whole.insert(name, tensor.t()?.contiguous()?.reshape(shape.as_slice())?));
+            }
+            Some(Stored { name, shape, view: View::Part { index, count } }) => {
+                let mut part = shape.clone();
+                part[0] /= count;
+                let same = parts.entry(name).or_default();
+                same.insert(*index, tensor.reshape(part)?);
+                if same.len() == *count {
+                    let all: Vec<&Tensor> = same.values().collect();
+                    whole.insert(name, Tensor::cat(&all, 0)?);
+                    parts.remove(name.as_str());
+                }
+            }
+        }
+    }
+    match parts.keys().next() {
+        Some(name) => Err(Error::argument("parameters", format!("parts of '{name}' are missing"))),
+        None => Ok(whole.into_iter().map(|(name, tensor)| (name.to_string(), tensor)).collect()),
+    }
+}
+
+impl View {
+    /// The shape of what is seen of a tensor of shape `stored`; `None` where it cannot be seen so.
+    fn shape(self, stored: &[usize]) -> Option<Vec<usize>> {
+        let mut shape = stored.to_vec();
+        match self {
+            Self::Whole => {}
+            Self::Transposed if shape.len() == 2 => shape.reverse(),
+            Self::Part { count, .. } if shape.first().is_some_and(|rows| rows.is_multiple_of(count)) => {
+                shape[0] /= count;
+            }
+            Self::Transposed | Self::Part { .. } => return None,
+        }
+        Some(shape)
     }
 }
 

@@ -7,17 +7,24 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
+use crate::Inspection;
 use crate::encoder::{ImageEncoder, TextEncoder};
-use crate::families::{ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, Role, TextPlan};
-use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig, ProcessorClass};
+use crate::families::{ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, ProcessorPlan, Role, TextPlan};
+use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig};
 use crate::model::{ClipConfig, ClipModel, Origin};
-use crate::text::{PadId, TextTokenizer, TokenRules};
+use crate::text::TextTokenizer;
 use crate::towers::{ImagePooling, TextPooling};
 use crate::weights::{
     self, Checkpoint, CheckpointSource, Folder, HubOptions, Init, ParamSource, Parameters, Params, RandomSource,
-    Renames,
+    Renames, Stored,
 };
 use crate::{Error, Result};
+
+mod inspect;
+
+/// What open_clip calls its configuration and its weights (reference: `constants.py` of open_clip).
+const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
+const OPEN_CLIP_WEIGHTS: &str = "open_clip_model.safetensors";
 
 /// Everything loading can be told. Each setter states its default.
 ///
@@ -172,7 +179,7 @@ impl Loader {
         match self.open(id_or_dir)? {
             (Plan::Text(plan), files) => self.build_text(*plan, &files),
             (Plan::Clip(plan), files) => {
-                let plan = TextPlan { config: plan.config.text, renames: plan.text, pad_id: plan.pad_id };
+                let plan = TextPlan { config: plan.config.text, renames: plan.text, tokens: plan.tokens };
                 self.build_text(plan, &files)
             }
             (Plan::Image(_), files) => {
@@ -210,16 +217,51 @@ impl Loader {
         })
     }
 
+    /// What the folder holds, from its configuration and the headers of its files: no weight is read. What keeps it from loading
+    /// is in [`Inspection::problems`].
+    ///
+    /// # Errors
+    /// When there is no such folder or no readable configuration in it, or no family that reads it.
+    pub fn inspect(&self, id_or_dir: &str) -> Result<Inspection> {
+        let loader = Self { random: None, ..self.clone() };
+        let (plan, files) = loader.open(id_or_dir)?;
+        inspect::inspect(&loader, plan, &files)
+    }
+
     fn open(&self, id_or_dir: &str) -> Result<(Plan, Files)> {
         let folder = weights::resolve(id_or_dir, &self.hub)?;
-        let config = Config::new(&folder.path().join("config.json"), folder.config()?)?;
-        let checkpoint = match self.random {
-            Some(_) => None,
-            None => Some(Arc::new(Checkpoint::open(&folder)?)),
+        let (config, weights) = self.configuration(&folder)?;
+        let checkpoint = match (self.random, weights) {
+            (Some(_), _) => None,
+            (None, Some(file)) => Some(Arc::new(Checkpoint::open_file(file)?)),
+            (None, None) => Some(Arc::new(Checkpoint::open(&folder)?)),
         };
-        let names = checkpoint.as_ref().map(|checkpoint| checkpoint.names().collect());
-        let plan = self.families.plan(&FamilySource { config, names, role: Role::Alone })?;
-        Ok((plan, Files { folder, checkpoint }))
+        let shape = |checkpoint: &'_ Arc<Checkpoint>| -> Vec<(String, Vec<usize>)> {
+            let info = |name: &str| Some((name.to_string(), checkpoint.info(name)?.shape.to_vec()));
+            checkpoint.names().filter_map(info).collect()
+        };
+        let shapes = checkpoint.as_ref().map(shape);
+        let tensors = shapes.as_ref().map(|shapes| shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect());
+        let plan = self.families.plan(&FamilySource { config: config.clone(), tensors, role: Role::Alone })?;
+        let config_file = config.path().to_path_buf();
+        Ok((plan, Files { folder, config: config.to_value(), config_file, checkpoint }))
+    }
+
+    /// The configuration of the folder and, where its name is not the usual one, the file of its weights. A folder that holds
+    /// both layouts is read in Hugging Face's.
+    fn configuration(&self, folder: &Folder) -> Result<(Config, Option<std::path::PathBuf>)> {
+        let known = |value: &Value| {
+            value.get("model_type").and_then(Value::as_str).is_some_and(|name| self.families.knows(name))
+        };
+        let hugging_face = folder.json("config.json")?;
+        if let (false, Some(Value::Object(mut fields))) =
+            (hugging_face.as_ref().is_some_and(known), folder.json(OPEN_CLIP_CONFIG)?)
+        {
+            fields.insert("model_type".to_string(), Value::from("open_clip"));
+            let config = Config::new(&folder.path().join(OPEN_CLIP_CONFIG), Value::Object(fields))?;
+            return Ok((config, folder.file(OPEN_CLIP_WEIGHTS)));
+        }
+        Ok((Config::new(&folder.path().join("config.json"), folder.config()?)?, None))
     }
 
     fn build_clip(&self, plan: ClipPlan, files: &Files) -> Result<ClipModel> {
@@ -230,11 +272,11 @@ impl Loader {
         // Another pooling is another model than the folder's.
         let origin = match branches {
             Some(branches) if config == plan.config => {
-                Some(Origin { config: files.folder.config()?, spelled: branches.spelled(&parameters) })
+                Some(Origin { config: files.config.clone(), stored: branches.stored(&parameters) })
             }
             _ => None,
         };
-        let tokenizer = tokenizer(files, config.text.tower.context_length(), plan.pad_id)?;
+        let tokenizer = TextTokenizer::from_folder(files.folder.path(), plan.tokens)?;
         let processor = self.processor(files, plan.processor)?;
         let model = ClipModel::from_parameters(config, tokenizer, processor, parameters, &self.device)?;
         Ok(model.with_origin(origin))
@@ -245,7 +287,7 @@ impl Loader {
         self.apply_pooling(Some(&mut config.pooling), None);
         let (parameters, _) =
             self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop))?;
-        let tokenizer = tokenizer(files, config.tower.context_length(), plan.pad_id)?;
+        let tokenizer = TextTokenizer::from_folder(files.folder.path(), plan.tokens)?;
         TextEncoder::from_parameters(config, tokenizer, parameters, &self.device)
     }
 
@@ -275,9 +317,7 @@ impl Loader {
     ) -> Result<(Parameters, Option<Branches>)> {
         let name = files.folder.path().display().to_string();
         // A size that no tower can have was read from the folder's configuration.
-        let collect = |params: &Params| {
-            collect(params).map_err(|error| Error::file(files.folder.path().join("config.json"), error))
-        };
+        let collect = |params: &Params| collect(params).map_err(|error| Error::file(&files.config_file, error));
         let Some(checkpoint) = &files.checkpoint else {
             let params = Params::new(RandomSource::new(self.random.unwrap_or(0), self.dtype, &self.device));
             collect(&params)?;
@@ -297,8 +337,11 @@ impl Loader {
         Ok((params.finish(&name)?, Some(Branches(branches))))
     }
 
-    fn processor(&self, files: &Files, class: ProcessorClass) -> Result<ImageProcessor> {
-        let mut config = ImageProcessorConfig::from_folder(files.folder.path(), class)?;
+    fn processor(&self, files: &Files, plan: ProcessorPlan) -> Result<ImageProcessor> {
+        let mut config = match plan {
+            ProcessorPlan::Folder(class) => ImageProcessorConfig::from_folder(files.folder.path(), class)?,
+            ProcessorPlan::Given(config) => *config,
+        };
         if let Some(size) = self.image_size {
             config = config.with_image_size(size)?;
         }
@@ -308,12 +351,9 @@ impl Loader {
 
 struct Files {
     folder: Folder,
+    config: Value,
+    config_file: std::path::PathBuf,
     checkpoint: Option<Arc<Checkpoint>>,
-}
-
-fn tokenizer(files: &Files, context_length: usize, pad_id: u32) -> Result<TextTokenizer> {
-    let rules = TokenRules { pad_id: PadId::FromFiles { otherwise: pad_id }, ..TokenRules::new(context_length) };
-    TextTokenizer::from_folder(files.folder.path(), rules)
 }
 
 /// Several sources, each responsible for the names under its prefix; the one with no prefix takes the rest.
@@ -327,13 +367,13 @@ impl Branches {
         })
     }
 
-    /// For each parameter the files' name and shape.
-    fn spelled(&self, parameters: &Parameters) -> BTreeMap<String, (String, Vec<usize>)> {
-        let spell = |(name, _): (&str, &Tensor)| {
+    /// For each parameter how the files hold it.
+    fn stored(&self, parameters: &Parameters) -> BTreeMap<String, Stored> {
+        let stored = |(name, _): (&str, &Tensor)| {
             let (source, rest) = self.find(name)?;
-            Some((name.to_string(), (source.file_name(rest)?.to_string(), source.shape(rest)?.to_vec())))
+            Some((name.to_string(), source.stored(rest)?))
         };
-        parameters.iter().filter_map(spell).collect()
+        parameters.iter().filter_map(stored).collect()
     }
 }
 
@@ -346,30 +386,26 @@ impl ParamSource for Branches {
     }
 }
 
-/// Writes a model's folder under `config`, complete or not at all. `spelled` gives names and shapes in the file where they are
-/// not ours.
+/// Writes a model's folder under `config`, complete or not at all. `stored` says how the file is to hold what it does not hold
+/// under our own names.
 pub(crate) fn save_folder(
     model: &ClipModel,
     config: &Value,
-    spelled: &BTreeMap<String, (String, Vec<usize>)>,
+    stored: &BTreeMap<String, Stored>,
     folder: &Path,
     dtype: DType,
 ) -> Result<()> {
     weights::save_folder(folder, |target| {
         write_json(&target.join("config.json"), config)?;
-        let processor = model.image_encoder().processor().config().to_hugging_face();
+        let processor = model.image_encoder().processor().config().to_hugging_face()?;
         write_json(&target.join("preprocessor_config.json"), &processor)?;
         model.text_encoder().tokenizer().save(target)?;
-        let parameters = model.parameters();
-        let converted = parameters.iter().map(|(name, tensor)| {
-            let tensor = tensor.detach().to_dtype(dtype)?;
-            Ok(match spelled.get(name) {
-                Some((spelled, shape)) => (spelled.as_str(), tensor.reshape(shape.as_slice())?),
-                None => (name, tensor),
-            })
-        });
-        let converted: Vec<(&str, Tensor)> = converted.collect::<Result<_>>()?;
-        weights::save_safetensors(target.join("model.safetensors"), converted, &[])
+        let tensors = weights::as_stored(&model.parameters(), stored, dtype)?;
+        weights::save_safetensors(
+            target.join("model.safetensors"),
+            tensors.iter().map(|(n, t)| (n.as_str(), t.clone())),
+            &[],
+        )
     })
 }
 
