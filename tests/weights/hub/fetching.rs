@@ -53,7 +53,7 @@ fn a_model_is_fetched_once_with_what_it_has_and_then_lies_in_the_cache() {
         ("config.json", b"{\"a\": 1}"),
         ("tokenizer.json", b"{}"),
         ("modules.json", b"[]"),
-        ("1_Pooling/config.json", b"{}"),
+        ("1_Pooling/config.json", b"{\"word_embedding_dimension\": 8}"),
         ("model.safetensors", &weights()),
         ("pytorch_model.bin", b"unwanted"),
         ("onnx/model.onnx", b"unwanted"),
@@ -114,9 +114,9 @@ fn shards_are_fetched_by_their_index_and_a_hostile_index_is_refused() {
         let files: &[(&str, &[u8])] = &[
             ("config.json", b"{}"),
             ("model.safetensors.index.json", index.as_bytes()),
-            ("model-1.safetensors", &weights()),
-            ("model-2.safetensors", &weights()),
-            ("model-3.safetensors", &weights()),
+            ("model-1.safetensors", &weights_of(1)),
+            ("model-2.safetensors", &weights_of(2)),
+            ("model-3.safetensors", &weights_of(3)),
         ];
         let server = Server::start(content(files));
         resolve("org/name", &server.options(cache.path())).map(|_| server.fetched()).map_err(|e| e.to_string())
