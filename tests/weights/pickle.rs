@@ -159,7 +159,9 @@ fn programs_are_named_and_never_run() {
 
 #[test]
 fn tensors_outside_of_their_storage_are_refused() {
-    let cases: [(i32, i32, &[i32], &[i32], &str); 14] = [
+    // Numbers of the storage, offset, shape, strides; what is said.
+    type Case = (i32, i32, &'static [i32], &'static [i32], &'static str);
+    let cases: [Case; 14] = [
         (4, 0, &[5], &[1], "lies outside of its storage '0' of 16 bytes"),
         (4, 2, &[3], &[1], "lies outside"),
         (4, -1, &[2], &[1], "lies outside"),

@@ -250,7 +250,7 @@ fn what_came_before_giving_up_is_kept_for_the_next_time() {
     let message = error("org/name", &options);
     assert!(message.contains("'model.safetensors'") && message.contains("what came is kept"), "{message}");
     assert!(error("org/name", &offline(cache.path())).contains("not in the cache"));
-    let seen: Arc<Mutex<Vec<(u64, Option<u64>)>>> = Arc::default();
+    let seen = Arc::new(Mutex::new(Vec::<(u64, Option<u64>)>::new()));
     let log = seen.clone();
     options.progress = Some(Progress::new(move |download| {
         if download.file == "model.safetensors" {
@@ -268,7 +268,8 @@ fn what_came_before_giving_up_is_kept_for_the_next_time() {
 fn what_is_left_of_an_earlier_download_is_used_if_it_fits_and_dropped_if_not() {
     let (content, weights) = model(&[]);
     let longer = [&weights[..], b"more"].concat();
-    let cases: [(&[u8], Fault, &[Option<&str>]); 5] = [
+    type Case<'a> = (&'a [u8], Fault, &'a [Option<&'a str>]);
+    let cases: [Case; 5] = [
         (&weights[..1000], Fault::None, &[Some("bytes=1000-")]),
         (&weights[..1000], Fault::WholeFile, &[Some("bytes=1000-")]),
         (&weights, Fault::None, &[]),
