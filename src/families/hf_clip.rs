@@ -12,7 +12,7 @@ use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
 use crate::ops::Activation;
 use crate::project::{InputNorm, ProjectionConfig, ProjectionKind};
 use crate::towers::{
-    ImagePooling, ImageTowerConfig, OutputNorm, PooledToken, PositionTable, PrefixTokens, TextAttention, TextPooling,
+    ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, PooledToken, PositionTable, PrefixTokens, TextAttention, TextPooling,
     TextTowerConfig, TextTransformerConfig, VitConfig,
 };
 use crate::weights::Renames;
@@ -134,6 +134,7 @@ pub(super) fn image(config: &Config, processor: ProcessorClass) -> Result<ImageP
         patch_size: config.side("patch_size", 32)?,
         num_channels: config.size("num_channels", 3)?,
         patch_bias: false,
+        stem: PatchStem::Patches,
         qkv_bias: QkvBias::All,
         norm: NormPosition::Pre,
         extras: Vec::new(),
@@ -146,7 +147,9 @@ pub(super) fn image(config: &Config, processor: ProcessorClass) -> Result<ImageP
         mlp: MlpKind::Plain,
         pooler: None,
         map_head: None,
+        query_pool: None,
         classifier: None,
+        rope: None,
         num_labels: 0,
         initializer_range: config.number("initializer_range", 0.02)?,
     };

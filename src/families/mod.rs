@@ -21,6 +21,7 @@ mod mpnet;
 mod open_clip;
 mod siglip;
 mod t5;
+mod timm;
 mod vision_text;
 mod vit;
 

@@ -11,12 +11,12 @@ use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::ProcessorClass;
 use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
-use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
+use crate::nn::PositionResize;
 use crate::ops::Activation;
 use crate::project::{ProjectionConfig, ProjectionKind};
 use crate::text::TokenRules;
 use crate::towers::{
-    ImagePooling, ImageTowerConfig, MapHeadConfig, OutputNorm, PooledToken, PositionTable, PrefixTokens, TextAttention,
+    ImagePooling, ImageTowerConfig, MapHeadConfig, PooledToken, PositionTable, PrefixTokens, TextAttention,
     TextPooling, TextTowerConfig, TextTransformerConfig, VitConfig,
 };
 use crate::weights::Renames;
@@ -134,31 +134,13 @@ fn image(config: &Config, naflex: bool) -> Result<ImagePlan> {
         (config.size("num_attention_heads", 12)?, config.size("intermediate_size", 3072)?);
     let head = config.flag("vision_use_head", true)?;
     let tower = VitConfig {
-        hidden_size: config.size("hidden_size", 768)?,
-        num_hidden_layers: config.size("num_hidden_layers", 12)?,
-        num_attention_heads,
-        intermediate_size,
         hidden_act: config.activation("hidden_act", Activation::GeluTanh)?,
-        layer_norm_eps: config.number("layer_norm_eps", 1e-6)?,
         image_size,
-        patch_size,
-        num_channels: config.size("num_channels", 3)?,
-        patch_bias: true,
-        qkv_bias: QkvBias::All,
-        norm: NormPosition::Pre,
-        extras: Vec::new(),
         prefix_tokens: PrefixTokens::None,
         positions: PositionTable::Patches,
         position_resize: if naflex { PositionResize::BilinearAntialias } else { PositionResize::Bicubic },
-        norm_embeddings: false,
-        output_norm: OutputNorm::Tokens,
-        layer_scale: None,
-        mlp: MlpKind::Plain,
-        pooler: None,
         map_head: head.then_some(MapHeadConfig { num_attention_heads, intermediate_size }),
-        classifier: None,
-        num_labels: 0,
-        initializer_range: config.number("initializer_range", 0.02)?,
+        ..super::vit::base(config, 16, 1e-6)?
     };
     let renames = Renames::new(&[("^vision_model", "")], &EXTRAS)?;
     let renames = ["weight", "bias"].iter().try_fold(renames, |renames, kind| {
@@ -180,7 +162,6 @@ pub(super) fn to_hugging_face(config: &ClipConfig, pad_id: u32) -> Option<Value>
     let (image, naflex) = match &config.image.tower {
         ImageTowerConfig::Vit(image) => (image, false),
         ImageTowerConfig::Naflex(image) => (image, true),
-        #[allow(unreachable_patterns)]
         _ => return None,
     };
     let family = if naflex { "siglip2" } else { "siglip" };

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::nn::{BlockConfig, BlockExtra, MlpKind, NormPosition, PositionResize, QkvBias};
+use super::stem::PatchStem;
+use crate::nn::{BlockConfig, BlockExtra, GridRope, MlpKind, NormPosition, PositionResize, QkvBias};
 use crate::ops::Activation;
 use crate::towers::{ImagePooling, check_sizes};
 use crate::{Error, Result};
@@ -31,6 +32,9 @@ pub struct VitConfig {
     pub num_channels: usize,
     /// Whether the patch projection has a bias.
     pub patch_bias: bool,
+    /// How pixels become patches.
+    #[serde(default)]
+    pub stem: PatchStem,
     /// Which of queries, keys and values have a bias.
     #[serde(default)]
     pub qkv_bias: QkvBias,
@@ -48,6 +52,9 @@ pub struct VitConfig {
     /// How position embeddings are carried to another grid.
     #[serde(default)]
     pub position_resize: PositionResize,
+    /// Rotary positions, in every block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope: Option<GridRope>,
     /// Whether a LayerNorm stands before the first block (CLIP's `pre_layrnorm`).
     pub norm_embeddings: bool,
     /// What the last LayerNorm is applied to.
@@ -64,6 +71,9 @@ pub struct VitConfig {
     /// Attention pooling, if the checkpoint has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub map_head: Option<MapHeadConfig>,
+    /// Attention pooling with learned queries, if the checkpoint has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query_pool: Option<QueryPoolConfig>,
     /// The classifier, if the checkpoint has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classifier: Option<ClassifierInput>,
@@ -114,6 +124,8 @@ pub enum PositionTable {
     Patches,
     /// None: there is no table.
     None,
+    /// None, but every block adds to its scores what an MLP, as wide inside as said, makes of the way between two patches.
+    Relative(usize),
 }
 
 /// Attention pooling with one learned query (SigLIP).
@@ -138,6 +150,41 @@ pub enum OutputNorm {
     Pooled,
     /// The pooled row: the mean of tokens that are not normed is (timm's `fc_norm`, open_clip's `final_ln_after_pool`).
     AfterPooling,
+}
+
+/// Attention pooling with learned queries (open_clip's `attentional_pool`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueryPoolConfig {
+    /// Width of its output, which the last LayerNorm has too where it stands behind.
+    pub size: usize,
+    /// Heads; they divide `size`.
+    pub num_attention_heads: usize,
+    /// How many queries there are.
+    pub num_queries: usize,
+    /// Which row is pooled.
+    pub row: QueryPoolRow,
+}
+
+/// Which row [`ImagePooling::Queries`] gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueryPoolRow {
+    /// The first query's answer, then the norm (CoCa as open_clip publishes it).
+    First,
+    /// The mean of the normed answers but the first.
+    MeanWithoutFirst,
+    /// The norm, then a query of its own on the tokens (`parallel`). The other queries are for generation and are not read.
+    Parallel,
+    /// The norm, then a query of its own on the answers of the others (`cascade`).
+    Cascade,
+}
+
+impl QueryPoolRow {
+    /// Whether the last LayerNorm stands behind the pooling.
+    pub(crate) fn is_normed_behind(self) -> bool {
+        matches!(self, Self::First | Self::MeanWithoutFirst)
+    }
 }
 
 /// The pooler after the class token.
@@ -187,7 +234,7 @@ impl VitConfig {
     /// How many of the prefix tokens have a row in the position table.
     pub(super) fn positioned_prefix(&self) -> usize {
         match (self.positions, self.prefix_tokens) {
-            (PositionTable::Patches | PositionTable::None, _) => 0,
+            (PositionTable::Patches | PositionTable::None | PositionTable::Relative(_), _) => 0,
             (PositionTable::WithoutRegisters, PrefixTokens::ClassAndRegisters(_)) => 1,
             (PositionTable::All | PositionTable::WithoutRegisters, prefix) => prefix.count(),
         }
@@ -199,7 +246,16 @@ impl VitConfig {
         match pooling {
             ImagePooling::Cls | ImagePooling::Mean | ImagePooling::Map => self.hidden_size,
             ImagePooling::Pooler => self.pooler.map_or(self.hidden_size, |p| p.size),
+            ImagePooling::Queries => self.query_pool.map_or(self.hidden_size, |pool| pool.size),
             ImagePooling::Logits => self.num_labels,
+        }
+    }
+
+    /// Width of the last LayerNorm.
+    pub(super) fn output_norm_size(&self) -> usize {
+        match self.query_pool {
+            Some(pool) if pool.row.is_normed_behind() => pool.size,
+            _ => self.hidden_size,
         }
     }
 
@@ -215,9 +271,21 @@ impl VitConfig {
             let message = format!("{} is smaller than patch_size {} or above 65536", self.image_size, self.patch_size);
             return Err(Error::argument("image_size", message));
         }
+        self.stem.check(self.patch_size)?;
+        if let PositionTable::Relative(size) = self.positions {
+            check_sizes(self.hidden_size, self.num_attention_heads, self.layer_norm_eps, &[("relative", size)])?;
+        }
         if let Some(head) = self.map_head {
             let sizes = [("intermediate_size", head.intermediate_size)];
             check_sizes(self.hidden_size, head.num_attention_heads, self.layer_norm_eps, &sizes)?;
+        }
+        if let Some(pool) = self.query_pool {
+            let sizes = [("attn_pooler_queries", pool.num_queries)];
+            check_sizes(pool.size, pool.num_attention_heads, self.layer_norm_eps, &sizes)?;
+            if !pool.row.is_normed_behind() && pool.size != self.hidden_size {
+                let message = format!("the norm before it is {} wide, the tokens {}", pool.size, self.hidden_size);
+                return Err(Error::argument("attentional_pool", message));
+            }
         }
         Ok(())
     }

@@ -130,7 +130,7 @@ impl Naflex {
         let pooled = match &self.head {
             Head::Map(head) => head.forward(&last_hidden_state, &mask)?,
             Head::Mean => ops::mean_pool(&last_hidden_state, &keep)?,
-            Head::Cls | Head::Pooler(..) | Head::Classifier(..) => {
+            Head::Cls | Head::Queries(_) | Head::Pooler(..) | Head::Classifier(..) => {
                 return Err(Error::argument("image pooling", "a NaFlex tower is pooled by map or mean"));
             }
         };
