@@ -12,6 +12,7 @@ mod diptych;
 mod distilbert;
 mod hf_clip;
 mod m2m100;
+mod modernbert;
 mod mpnet;
 mod open_clip;
 mod t5;
@@ -199,6 +200,7 @@ impl Default for Families {
             Box::new(bert::Bert),
             Box::new(distilbert::DistilBert),
             Box::new(mpnet::MpNet),
+            Box::new(modernbert::ModernBert),
             Box::new(altclip_text::AltClipText),
             Box::new(blip_text::BlipText),
             Box::new(t5::T5),
