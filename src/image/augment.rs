@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use rand::Rng;
 
-use super::config::ImageSize;
+use super::config::{CropRounding, ImageProcessorConfig, ImageSize};
 use crate::{Error, Result};
 
 /// The augmentations to apply; none by default.
@@ -39,7 +39,7 @@ pub enum FlipChoice {
     RandomHorizontal,
 }
 
-/// A window of a resized image. Where it reaches over the image's border it is black.
+/// A window of a resized image. Where it reaches over the image's border it has the processor's `fill`, black as a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
     /// The window's first row, in rows of the image.
@@ -61,10 +61,19 @@ pub enum Flip {
 }
 
 impl View {
-    /// The centre crop of size `crop` from an image of size `image`, rounded as transformers' `center_crop` does it.
+    /// The centre crop of size `crop` from an image of size `image`.
+    ///
+    /// Source: `center_crop` of transformers 5.23, and of torchvision 0.26, which pads first.
     #[must_use]
-    pub fn center(image: ImageSize, crop: ImageSize) -> Self {
-        let offset = |image: u32, crop: u32| (i64::from(image) - i64::from(crop)).div_euclid(2);
+    pub fn center(image: ImageSize, crop: ImageSize, rounding: CropRounding) -> Self {
+        let offset = |image: u32, crop: u32| {
+            let room = i64::from(image) - i64::from(crop);
+            match rounding {
+                CropRounding::Down => room.div_euclid(2),
+                CropRounding::HalfToEven if room < 0 => room / 2,
+                CropRounding::HalfToEven => room / 2 + i64::from(room % 4 == 3),
+            }
+        };
         Self { top: offset(image.height, crop.height), left: offset(image.width, crop.width), flip: Flip::None }
     }
 }
@@ -77,20 +86,20 @@ impl Augment {
         crate::random::stream(seed, &format!("augment/{epoch}/{index}"))
     }
 
-    /// Draws the view of size `crop` (or the whole image, if none) of an image of size `image`.
+    /// Draws the view of an image of size `image` that has the size of the crop in `config`, or of the image if none.
     ///
     /// An axis along which the image is not larger than the crop is centred.
     ///
     /// # Errors
     /// If random crops are wanted, but the processor crops nothing.
-    pub fn view(&self, image: ImageSize, crop: Option<ImageSize>, rng: &mut impl Rng) -> Result<View> {
-        if self.crop == CropChoice::Random && crop.is_none() {
+    pub fn view(&self, image: ImageSize, config: &ImageProcessorConfig, rng: &mut impl Rng) -> Result<View> {
+        if self.crop == CropChoice::Random && config.crop.is_none() {
             let message =
                 "random crops need a processor that crops: give its configuration a `crop` smaller than its `resize`";
             return Err(Error::argument("augment", message));
         }
-        let crop = crop.unwrap_or(image);
-        let mut view = View::center(image, crop);
+        let crop = config.crop.unwrap_or(image);
+        let mut view = View::center(image, crop, config.crop_rounding);
         if self.crop == CropChoice::Random {
             let mut draw = |centre: i64, image: u32, crop: u32| match image.checked_sub(crop) {
                 Some(room) => i64::from(rng.random_range(0..=room)),
@@ -128,12 +137,20 @@ mod tests {
     use super::*;
 
     const IMAGE: ImageSize = ImageSize { height: 20, width: 31 };
-    const CROP: ImageSize = ImageSize { height: 16, width: 16 };
+
+    fn config(crop: Option<ImageSize>) -> ImageProcessorConfig {
+        ImageProcessorConfig { crop, ..ImageProcessorConfig::clip() }
+    }
+
+    fn cropping() -> ImageProcessorConfig {
+        config(Some(ImageSize::square(16)))
+    }
 
     #[test]
     fn a_view_depends_on_seed_epoch_and_index_alone() {
         let augment: Augment = "crop, flip".parse().unwrap();
-        let view = |seed, epoch, index| augment.view(IMAGE, Some(CROP), &mut Augment::rng(seed, epoch, index)).unwrap();
+        let view =
+            |seed, epoch, index| augment.view(IMAGE, &cropping(), &mut Augment::rng(seed, epoch, index)).unwrap();
         assert_eq!(view(1, 2, 3), view(1, 2, 3));
         let views = (0..50).map(|index| view(0, 0, index)).collect::<Vec<_>>();
         let others = (0..50).map(|index| view(0, 1, index)).collect::<Vec<_>>();
@@ -148,7 +165,7 @@ mod tests {
         let augment = Augment { crop: CropChoice::Random, ..Augment::default() };
         let mut places = std::collections::BTreeSet::new();
         for index in 0..2000 {
-            let view = augment.view(IMAGE, Some(CROP), &mut Augment::rng(0, 0, index)).unwrap();
+            let view = augment.view(IMAGE, &cropping(), &mut Augment::rng(0, 0, index)).unwrap();
             assert_eq!(view.flip, Flip::None);
             places.insert((view.top, view.left));
         }
@@ -160,8 +177,27 @@ mod tests {
     fn an_image_smaller_than_the_crop_is_centred() {
         let augment = Augment { crop: CropChoice::Random, ..Augment::default() };
         let size = ImageSize { height: 5, width: 16 };
-        let view = augment.view(size, Some(CROP), &mut Augment::rng(0, 0, 0)).unwrap();
+        let view = augment.view(size, &cropping(), &mut Augment::rng(0, 0, 0)).unwrap();
         assert_eq!((view.top, view.left), (-6, 0));
+    }
+
+    #[test]
+    fn half_a_pixel_goes_up_and_left_or_to_the_even_offset() {
+        let top = |image: u32, rounding| View::center(ImageSize::square(image), ImageSize::square(10), rounding).top;
+        for (image, down, half_to_even) in [
+            (10, 0, 0),
+            (11, 0, 0),
+            (12, 1, 1),
+            (13, 1, 2),
+            (15, 2, 2),
+            (17, 3, 4),
+            (9, -1, 0),
+            (7, -2, -1),
+            (6, -2, -2),
+        ] {
+            assert_eq!(top(image, CropRounding::Down), down, "{image}");
+            assert_eq!(top(image, CropRounding::HalfToEven), half_to_even, "{image}");
+        }
     }
 
     #[test]
@@ -169,6 +205,6 @@ mod tests {
         assert!("crop,blur".parse::<Augment>().unwrap_err().to_string().contains("'blur'"));
         assert_eq!("".parse::<Augment>().unwrap(), Augment::default());
         let augment: Augment = "crop".parse().unwrap();
-        assert!(augment.view(IMAGE, None, &mut Augment::rng(0, 0, 0)).is_err());
+        assert!(augment.view(IMAGE, &config(None), &mut Augment::rng(0, 0, 0)).is_err());
     }
 }

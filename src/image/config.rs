@@ -20,8 +20,14 @@ const MAX_EDGE: u32 = 16_384;
 pub struct ImageProcessorConfig {
     /// The resize, or none: images keep their size.
     pub resize: Option<Resize>,
-    /// The size of the centre crop in pixels, or none: nothing is cropped. A smaller image is padded with black.
+    /// The size of the centre crop in pixels, or none: nothing is cropped. A smaller image is padded with `fill`.
     pub crop: Option<ImageSize>,
+    /// Where the crop lies if it cannot lie exactly in the centre.
+    #[serde(default)]
+    pub crop_rounding: CropRounding,
+    /// The 8-bit value of all channels that surrounds an image smaller than the crop: 0, black, as a rule.
+    #[serde(default)]
+    pub fill: u8,
     /// What 8-bit values are multiplied with, 1/255 as a rule, or none: they stay 0 to 255.
     pub rescale_factor: Option<f64>,
     /// The normalisation of the rescaled values, or none.
@@ -65,6 +71,22 @@ pub enum ResizeTo {
         /// Most pixels of the longer edge.
         longest: u32,
     },
+    /// The largest size in the image's proportions that fits into this one.
+    Within(ImageSize),
+    /// The smallest size in the image's proportions that covers this one.
+    Covering(ImageSize),
+}
+
+/// Where a centre crop lies if the image has an odd number of pixels more, or fewer, than the crop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CropRounding {
+    /// Half a pixel towards the top and left, as transformers rounds: the offset is ⌊(image − crop) / 2⌋.
+    #[default]
+    Down,
+    /// To the even one of the two offsets, and half a pixel towards the top and left where the image is the smaller one,
+    /// as torchvision rounds.
+    HalfToEven,
 }
 
 /// Mean and standard deviation of each channel (red, green, blue), in units of the rescaled values.
@@ -85,6 +107,9 @@ pub enum Transparency {
     OnWhite,
     /// The alpha channel is dropped; the colours stay as stored.
     Dropped,
+    /// The image is resized with its alpha channel, which is then dropped, as open_clip does: colours count by their opacity.
+    /// Palettes and one-bit images are resized by [`Filter::Nearest`], whatever the filter, because Pillow does so.
+    DroppedAfterResize,
 }
 
 impl ImageSize {
@@ -176,7 +201,9 @@ impl ImageProcessorConfig {
             Some(format!("an edge of {wrong} pixels; 1 to {MAX_EDGE} are possible"))
         };
         let size = match self.resize.map(|resize| resize.to) {
-            Some(ResizeTo::Exact(size)) => check([size.height, size.width]),
+            Some(ResizeTo::Exact(size) | ResizeTo::Within(size) | ResizeTo::Covering(size)) => {
+                check([size.height, size.width])
+            }
             Some(ResizeTo::ShortestEdge(edge)) => check([edge, edge]),
             Some(ResizeTo::EdgeRange { shortest, longest }) => check([shortest, longest]),
             None => None,
@@ -204,7 +231,8 @@ impl ImageProcessorConfig {
 impl ResizeTo {
     /// The size that an image of `size` gets.
     ///
-    /// Source: transformers 5.23, `get_resize_output_image_size` and `get_size_with_aspect_ratio`.
+    /// Source: transformers 5.23, `get_resize_output_image_size` and `get_size_with_aspect_ratio`; open_clip 3.3,
+    /// `ResizeKeepRatio`.
     fn apply(self, size: ImageSize) -> ImageSize {
         match self {
             Self::Exact(exact) => exact,
@@ -222,6 +250,8 @@ impl ResizeTo {
                 }
                 with_short_edge(size, rounded, exact)
             }
+            Self::Within(target) => in_proportion(size, target, f64::max),
+            Self::Covering(target) => in_proportion(size, target, f64::min),
         }
     }
 
@@ -232,11 +262,14 @@ impl ResizeTo {
             (scaled as u32).max(1)
         };
         let short_crop = crop.map(|crop| crop.height.min(crop.width));
+        let both = |size: ImageSize| match crop {
+            None => ImageSize::square(edge),
+            Some(crop) => ImageSize { height: scale(size.height, crop.height), width: scale(size.width, crop.width) },
+        };
         match (self, crop) {
-            (Self::Exact(_), None) => Self::Exact(ImageSize::square(edge)),
-            (Self::Exact(size), Some(crop)) => {
-                Self::Exact(ImageSize { height: scale(size.height, crop.height), width: scale(size.width, crop.width) })
-            }
+            (Self::Exact(size), _) => Self::Exact(both(size)),
+            (Self::Within(size), _) => Self::Within(both(size)),
+            (Self::Covering(size), _) => Self::Covering(both(size)),
             (Self::ShortestEdge(length), _) => Self::ShortestEdge(short_crop.map_or(edge, |crop| scale(length, crop))),
             (Self::EdgeRange { shortest, longest }, _) => Self::EdgeRange {
                 shortest: scale(shortest, short_crop.unwrap_or(shortest)),
@@ -244,6 +277,14 @@ impl ResizeTo {
             },
         }
     }
+}
+
+/// `size` reduced by the ratio to `target` that `choose` takes from those of height and width, rounded to the nearest pixel.
+fn in_proportion(size: ImageSize, target: ImageSize, choose: fn(f64, f64) -> f64) -> ImageSize {
+    let (height, width) = (f64::from(size.height), f64::from(size.width));
+    let ratio = choose(height / f64::from(target.height), width / f64::from(target.width));
+    let scaled = |length: f64| (length / ratio).round_ties_even() as u32;
+    ImageSize { height: scaled(height), width: scaled(width) }
 }
 
 /// `size` with `edge` pixels on its shorter edge; the longer one is in proportion to `exact`, rounded down.
@@ -277,6 +318,19 @@ mod tests {
         assert_eq!(to.apply(size(300, 400)), size(100, 133));
         assert_eq!(to.apply(size(200, 400)), size(75, 150));
         assert_eq!(to.apply(size(400, 3)), size(150, 1));
+    }
+
+    #[test]
+    fn a_size_in_proportion_lies_within_or_covers_its_target() {
+        let target = size(20, 30);
+        assert_eq!(ResizeTo::Within(target).apply(size(100, 100)), size(20, 20));
+        assert_eq!(ResizeTo::Covering(target).apply(size(100, 100)), size(30, 30));
+        assert_eq!(ResizeTo::Within(target).apply(size(7, 200)), size(1, 30));
+        // Half a pixel goes to the even number: 2.5 to 2.
+        assert_eq!(ResizeTo::Within(size(10, 10)).apply(size(1, 4)), size(2, 10));
+        let mut config = ImageProcessorConfig::clip();
+        config.resize = Some(Resize { to: ResizeTo::Within(target), filter: Filter::Bicubic });
+        assert!(config.resized_size(size(1, 500)).unwrap_err().contains("too long and thin"));
     }
 
     #[test]

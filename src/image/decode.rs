@@ -9,9 +9,11 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use ::image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, Rgb, RgbImage};
+use ::image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, RgbImage};
 
 use super::config::Transparency;
+use super::layout::Layout;
+use super::rgb::Rgb;
 use crate::{Error, Result};
 
 /// Where an image comes from: anything that converts into this is accepted where an image is wanted.
@@ -135,7 +137,7 @@ impl From<&ImageInput> for ImageInput {
 /// If the file cannot be read, is no image of a known format, is truncated or damaged, or states more than
 /// `options.max_pixels` pixels. The error names the file.
 pub fn decode(input: &ImageInput, options: &DecodeOptions) -> Result<DynamicImage> {
-    decode_named(input, &input.name(None), options).map(Cow::into_owned)
+    decode_named(input, &input.name(None), options).map(|(image, _)| image.into_owned())
 }
 
 /// Decodes `input` to 8-bit RGB; errors call it `name`.
@@ -144,24 +146,27 @@ pub(crate) fn decode_rgb<'a>(
     name: &str,
     options: &DecodeOptions,
     transparency: Transparency,
-) -> Result<Cow<'a, RgbImage>> {
-    Ok(match decode_named(input, name, options)? {
-        Cow::Borrowed(DynamicImage::ImageRgb8(image)) => Cow::Borrowed(image),
-        Cow::Owned(DynamicImage::ImageRgb8(image)) => Cow::Owned(image),
-        image => Cow::Owned(to_rgb(&image, transparency)),
-    })
+) -> Result<Rgb<'a>> {
+    let (image, layout) = decode_named(input, name, options)?;
+    Ok(Rgb::new(image, layout, transparency))
 }
 
-fn decode_named<'a>(input: &'a ImageInput, name: &str, options: &DecodeOptions) -> Result<Cow<'a, DynamicImage>> {
-    let image = match input {
-        ImageInput::Path(path) => Cow::Owned(decode_bytes(&read(path, name, options)?, name, options)?),
-        ImageInput::Bytes(bytes) => Cow::Owned(decode_bytes(bytes, name, options)?),
-        ImageInput::Decoded(image) => Cow::Borrowed(image),
+fn decode_named<'a>(
+    input: &'a ImageInput,
+    name: &str,
+    options: &DecodeOptions,
+) -> Result<(Cow<'a, DynamicImage>, Layout)> {
+    let decode =
+        |bytes: &[u8]| decode_bytes(bytes, name, options).map(|image| (Cow::Owned(image), Layout::of_file(bytes)));
+    let (image, layout) = match input {
+        ImageInput::Path(path) => decode(&read(path, name, options)?)?,
+        ImageInput::Bytes(bytes) => decode(bytes)?,
+        ImageInput::Decoded(image) => (Cow::Borrowed(image), Layout::Channels),
     };
     if image.width() == 0 || image.height() == 0 {
         return Err(Error::image(name, "it has no pixels"));
     }
-    Ok(image)
+    Ok((image, layout))
 }
 
 fn read(path: &Path, name: &str, options: &DecodeOptions) -> Result<Vec<u8>> {
@@ -251,77 +256,9 @@ fn jpeg_is_truncated(bytes: &[u8]) -> bool {
     true
 }
 
-/// Eight bits and three channels: grey is repeated, 16 bits keep the upper 8 (as Pillow reads 16-bit colour).
-fn to_rgb(image: &DynamicImage, transparency: Transparency) -> RgbImage {
-    let (width, height) = (image.width(), image.height());
-    let high = |value: u16| (value >> 8) as u8;
-    let flat = |colour: [u8; 3], alpha: u8| {
-        Rgb(match transparency {
-            Transparency::OnWhite => colour.map(|value| on_white(value, alpha)),
-            Transparency::Dropped => colour,
-        })
-    };
-    let build = |pixel: &dyn Fn(u32, u32) -> Rgb<u8>| RgbImage::from_fn(width, height, pixel);
-    match image {
-        DynamicImage::ImageRgb8(image) => image.clone(),
-        DynamicImage::ImageLuma8(image) => build(&|x, y| Rgb([image.get_pixel(x, y).0[0]; 3])),
-        DynamicImage::ImageLumaA8(image) => build(&|x, y| {
-            let [grey, alpha] = image.get_pixel(x, y).0;
-            flat([grey; 3], alpha)
-        }),
-        DynamicImage::ImageLuma16(image) => build(&|x, y| Rgb([high(image.get_pixel(x, y).0[0]); 3])),
-        DynamicImage::ImageLumaA16(image) => build(&|x, y| {
-            let [grey, alpha] = image.get_pixel(x, y).0.map(high);
-            flat([grey; 3], alpha)
-        }),
-        DynamicImage::ImageRgb16(image) => build(&|x, y| Rgb(image.get_pixel(x, y).0.map(high))),
-        DynamicImage::ImageRgba16(image) => build(&|x, y| {
-            let [r, g, b, alpha] = image.get_pixel(x, y).0.map(high);
-            flat([r, g, b], alpha)
-        }),
-        other => {
-            let image = other.to_rgba8();
-            build(&|x, y| {
-                let [r, g, b, alpha] = image.get_pixel(x, y).0;
-                flat([r, g, b], alpha)
-            })
-        }
-    }
-}
-
-/// `value` with opacity `alpha` over white, in the fixed-point arithmetic of Pillow's `alpha_composite`.
-fn on_white(value: u8, alpha: u8) -> u8 {
-    let (value, alpha) = (u32::from(value), u32::from(alpha));
-    // 7 bits below the point, then a division by 255 that rounds to nearest.
-    let sum = (value * alpha + 255 * (255 - alpha) + 128) << 7;
-    ((((sum >> 8) + sum) >> 8) >> 7) as u8
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn full_opacity_keeps_the_colour_and_none_gives_white() {
-        for value in 0..=255 {
-            assert_eq!(on_white(value, 255), value);
-            assert_eq!(on_white(value, 0), 255);
-        }
-        assert_eq!(on_white(0, 128), 127);
-    }
-
-    #[test]
-    fn sixteen_bits_keep_the_upper_eight() {
-        let grey = ::image::ImageBuffer::from_pixel(1, 1, ::image::Luma([0x12ff_u16]));
-        assert_eq!(to_rgb(&grey.into(), Transparency::OnWhite).get_pixel(0, 0).0, [0x12; 3]);
-    }
-
-    #[test]
-    fn transparency_is_laid_on_white_or_dropped() {
-        let image = DynamicImage::from(::image::RgbaImage::from_pixel(1, 1, ::image::Rgba([10, 20, 30, 0])));
-        assert_eq!(to_rgb(&image, Transparency::OnWhite).get_pixel(0, 0).0, [255; 3]);
-        assert_eq!(to_rgb(&image, Transparency::Dropped).get_pixel(0, 0).0, [10, 20, 30]);
-    }
 
     #[test]
     fn the_end_of_a_thumbnail_inside_a_segment_is_not_the_end_of_the_image() {

@@ -6,15 +6,17 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::config::{ImageProcessorConfig, ImageSize, Normalize, Resize, ResizeTo, Transparency};
+use super::config::{CropRounding, ImageProcessorConfig, ImageSize, Normalize, Resize, ResizeTo, Transparency};
+use super::fields::{Fields, read_folder};
 use super::filter::Filter;
+use super::naflex::NaflexConfig;
 use crate::{Error, Result};
 
-const CLIP_NORMALIZE: Normalize =
+pub(super) const CLIP_NORMALIZE: Normalize =
     Normalize { mean: [0.48145466, 0.4578275, 0.40821073], std: [0.26862954, 0.26130258, 0.27577711] };
-const HALF_NORMALIZE: Normalize = Normalize { mean: [0.5; 3], std: [0.5; 3] };
+pub(super) const HALF_NORMALIZE: Normalize = Normalize { mean: [0.5; 3], std: [0.5; 3] };
 
 /// The Hugging Face image processors that this crate has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,17 +36,13 @@ pub enum ProcessorClass {
     Siglip,
     /// `BlipImageProcessor`.
     Blip,
-}
-
-/// What a whole-number `size` means to a class.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum WholeSize {
-    Square,
-    ShortestEdge,
+    /// `BeitImageProcessor`.
+    Beit,
 }
 
 impl ProcessorClass {
-    const ALL: [Self; 7] = [Self::Clip, Self::ChineseClip, Self::Vit, Self::Deit, Self::Bit, Self::Siglip, Self::Blip];
+    const ALL: [Self; 8] =
+        [Self::Clip, Self::ChineseClip, Self::Vit, Self::Deit, Self::Bit, Self::Siglip, Self::Blip, Self::Beit];
 
     /// The class's name in transformers.
     #[must_use]
@@ -57,6 +55,7 @@ impl ProcessorClass {
             Self::Bit => "BitImageProcessor",
             Self::Siglip => "SiglipImageProcessor",
             Self::Blip => "BlipImageProcessor",
+            Self::Beit => "BeitImageProcessor",
         }
     }
 
@@ -75,28 +74,28 @@ impl ProcessorClass {
             Self::Clip | Self::ChineseClip | Self::Bit => (ResizeTo::ShortestEdge(224), Filter::Bicubic),
             Self::Vit => (square(224), Filter::Bilinear),
             Self::Deit => (square(256), Filter::Bicubic),
-            Self::Siglip => (square(224), Filter::Bicubic),
+            Self::Siglip | Self::Beit => (square(224), Filter::Bicubic),
             Self::Blip => (square(384), Filter::Bicubic),
         };
         let crops = matches!(self, Self::Clip | Self::ChineseClip | Self::Deit | Self::Bit);
-        let imagenet_standard = matches!(self, Self::Vit | Self::Deit | Self::Siglip);
+        let imagenet_standard = matches!(self, Self::Vit | Self::Deit | Self::Siglip | Self::Beit);
         ImageProcessorConfig {
             resize: Some(Resize { to, filter }),
             crop: crops.then(|| ImageSize::square(224)),
             rescale_factor: Some(1.0 / 255.0),
             normalize: Some(if imagenet_standard { HALF_NORMALIZE } else { CLIP_NORMALIZE }),
             transparency: match self {
-                Self::Vit | Self::Deit => Transparency::Dropped,
+                Self::Vit | Self::Deit | Self::Beit => Transparency::Dropped,
                 _ => Transparency::OnWhite,
             },
+            crop_rounding: CropRounding::Down,
+            fill: 0,
         }
     }
 
-    fn whole_size(self) -> WholeSize {
-        match self {
-            Self::Vit | Self::Deit | Self::Blip => WholeSize::Square,
-            _ => WholeSize::ShortestEdge,
-        }
+    /// What a whole-number `size` means: a square, or the shorter edge (`default_to_square`).
+    fn whole_size_is_a_square(self) -> bool {
+        matches!(self, Self::Vit | Self::Deit | Self::Beit | Self::Blip)
     }
 
     fn supported() -> String {
@@ -112,24 +111,7 @@ impl ImageProcessorConfig {
     /// # Errors
     /// If there is neither file, or what there is cannot be used; see [`ImageProcessorConfig::from_hugging_face`].
     pub fn from_folder(folder: impl AsRef<Path>, class: ProcessorClass) -> Result<Self> {
-        let read = |name: &str| -> Result<Option<(std::path::PathBuf, Value)>> {
-            let path = folder.as_ref().join(name);
-            if !path.exists() {
-                return Ok(None);
-            }
-            let text = std::fs::read_to_string(&path).map_err(|error| Error::file(&path, error))?;
-            let json = serde_json::from_str(&text).map_err(|error| Error::file(&path, format!("not JSON: {error}")))?;
-            Ok(Some((path, json)))
-        };
-        let nested = read("processor_config.json")?.filter(|(_, json)| json.get("image_processor").is_some());
-        let (path, json) = match nested {
-            Some(found) => found,
-            None => read("preprocessor_config.json")?.ok_or_else(|| {
-                let message = "this folder says nowhere how its images are prepared: it has neither a \
-                               preprocessor_config.json nor a processor_config.json with an `image_processor`";
-                Error::file(folder.as_ref(), message)
-            })?,
-        };
+        let (path, json) = read_folder(folder.as_ref())?;
         Self::from_hugging_face(&json, &path, class)
     }
 
@@ -142,12 +124,13 @@ impl ImageProcessorConfig {
     /// If the file names a processor class that this crate does not have, or a field's value cannot be used.
     pub fn from_hugging_face(json: &Value, path: &Path, class: ProcessorClass) -> Result<Self> {
         let fields = Fields::new(json, path)?;
-        let name = match fields.text("image_processor_type")? {
-            Some(name) => Some(name),
-            None => fields.text("feature_extractor_type")?,
-        };
-        let Some(name) = name else { return fields.config(class) };
+        let Some(name) = fields.class_name()? else { return fields.config(class) };
         let class = ProcessorClass::from_name(name).ok_or_else(|| {
+            if NaflexConfig::is_class(name) {
+                let message = "this processor makes patches of an image's own proportions (NaFlex), not an image of one \
+                               size; read it as a `NaflexConfig`";
+                return fields.error("image_processor_type", message);
+            }
             let context = path.display().to_string();
             Error::unsupported(context, "image processor", name, ProcessorClass::supported())
         })?;
@@ -155,8 +138,25 @@ impl ImageProcessorConfig {
     }
 
     /// A `preprocessor_config.json` from which transformers makes the same processor.
-    #[must_use]
-    pub fn to_hugging_face(&self) -> Value {
+    ///
+    /// What transformers cannot do and only some images show is written in fields of this crate's own, `crop_rounding` and
+    /// `transparency`, which transformers does not look at: there, a crop that cannot be centred lies one pixel beside that
+    /// of [`CropRounding::HalfToEven`], and transparent images are laid on white before the resize in place of
+    /// [`Transparency::DroppedAfterResize`].
+    ///
+    /// # Errors
+    /// If every image would look different: a resize within or over a size, or padding with another colour than black.
+    pub fn to_hugging_face(&self) -> Result<Value> {
+        let unsupported = |what, found: String, supported| {
+            Err(Error::unsupported("preprocessor_config.json", what, found, supported))
+        };
+        if let Some(to @ (ResizeTo::Within(size) | ResizeTo::Covering(size))) = self.resize.map(|resize| resize.to) {
+            let way = if matches!(to, ResizeTo::Within(_)) { "within" } else { "covering" };
+            return unsupported("resize", format!("{way} {size}"), "an exact size, the shortest edge");
+        }
+        if self.crop.is_some() && self.fill != 0 {
+            return unsupported("padding colour", self.fill.to_string(), "0");
+        }
         let class = match (self.transparency, self.crop) {
             (Transparency::Dropped, None) => ProcessorClass::Vit,
             _ => ProcessorClass::Clip,
@@ -164,7 +164,7 @@ impl ImageProcessorConfig {
         let edges = |size: ImageSize| json!({"height": size.height, "width": size.width});
         let mut json = json!({
             "image_processor_type": class.name(),
-            "do_convert_rgb": self.transparency == Transparency::OnWhite,
+            "do_convert_rgb": self.transparency != Transparency::Dropped,
             "do_resize": self.resize.is_some(),
             "do_center_crop": self.crop.is_some(),
             "do_rescale": self.rescale_factor.is_some(),
@@ -177,6 +177,7 @@ impl ImageProcessorConfig {
                 ResizeTo::EdgeRange { shortest, longest } => {
                     json!({"shortest_edge": shortest, "longest_edge": longest})
                 }
+                ResizeTo::Within(_) | ResizeTo::Covering(_) => Value::Null,
             };
             json["resample"] = resize.filter.pillow().into();
         }
@@ -190,57 +191,49 @@ impl ImageProcessorConfig {
             json["image_mean"] = json!(normalize.mean);
             json["image_std"] = json!(normalize.std);
         }
-        json
+        if self.crop_rounding != CropRounding::default() {
+            json["crop_rounding"] = json!(self.crop_rounding);
+        }
+        if self.transparency == Transparency::DroppedAfterResize {
+            json["transparency"] = json!(self.transparency);
+        }
+        Ok(json)
     }
 }
 
-/// The fields of one file. Null is the same as missing, as in transformers.
-struct Fields<'a> {
-    map: &'a Map<String, Value>,
-    path: &'a Path,
-}
-
-impl<'a> Fields<'a> {
-    fn new(json: &'a Value, path: &'a Path) -> Result<Self> {
-        let processor = json.get("image_processor").unwrap_or(json);
-        let map = processor.as_object().ok_or_else(|| Error::file(path, "the image processor is not a JSON object"))?;
-        Ok(Self { map, path })
-    }
-
+impl Fields<'_> {
     fn config(&self, class: ProcessorClass) -> Result<ImageProcessorConfig> {
         let default = class.config();
-        if self.flag("do_pad")? == Some(true) {
-            return Err(
-                self.error("do_pad", "padding is not supported; images get one size by a crop or an exact resize")
-            );
-        }
         let config = ImageProcessorConfig {
             resize: self.resize(class, default.resize)?,
-            crop: self.crop(default.crop)?,
+            crop: self.crop(class, default.crop)?,
+            crop_rounding: self.choice("crop_rounding")?.unwrap_or_default(),
             rescale_factor: self.rescale_factor()?,
-            normalize: self.normalize(default.normalize)?,
-            transparency: match self.flag("do_convert_rgb")? {
-                Some(true) => Transparency::OnWhite,
-                Some(false) => Transparency::Dropped,
-                None => default.transparency,
+            normalize: self.normalize(default.normalize.unwrap_or(HALF_NORMALIZE))?,
+            fill: 0,
+            transparency: match (self.choice("transparency")?, self.flag("do_convert_rgb")?) {
+                (Some(ours), _) => ours,
+                (None, Some(true)) => Transparency::OnWhite,
+                (None, Some(false)) => Transparency::Dropped,
+                (None, None) => default.transparency,
             },
         };
+        // Images of one size need no padding.
+        if self.flag("do_pad")? == Some(true) && (config.output_size().is_none() || self.get("pad_size").is_some()) {
+            let message = "padding is not supported; images get one size by a crop or an exact resize";
+            return Err(self.error("do_pad", message));
+        }
         config.problem().map_or(Ok(config), |(field, message)| Err(self.error(field, message)))
     }
 
     fn resize(&self, class: ProcessorClass, default: Option<Resize>) -> Result<Option<Resize>> {
-        let filter = match self.get("resample") {
-            None => default.map_or(Filter::Bilinear, |resize| resize.filter),
-            Some(value) => value.as_u64().and_then(Filter::from_pillow).ok_or_else(|| {
-                let supported = "0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5 hamming, 6 mks2013, 7 mks2021";
-                self.error("resample", format!("{value} is no filter of Pillow; supported: {supported}"))
-            })?,
-        };
+        let filter = self.filter(default.map_or(Filter::Bilinear, |resize| resize.filter))?;
+        let square = self.flag("default_to_square")?.unwrap_or(class.whole_size_is_a_square());
         let to = match self.get("size") {
             None => default.map(|resize| resize.to),
-            Some(size) if size.is_number() => Some(match (self.length("size", size)?, class.whole_size()) {
-                (edge, WholeSize::Square) => ResizeTo::Exact(ImageSize::square(edge)),
-                (edge, WholeSize::ShortestEdge) => ResizeTo::ShortestEdge(edge),
+            Some(size) if size.is_number() => Some(match (self.length("size", size)?, square) {
+                (edge, true) => ResizeTo::Exact(ImageSize::square(edge)),
+                (edge, false) => ResizeTo::ShortestEdge(edge),
             }),
             Some(size) if size.get("shortest_edge").is_some_and(|edge| !edge.is_null()) => {
                 let shortest = self.length("size", &size["shortest_edge"])?;
@@ -255,8 +248,10 @@ impl<'a> Fields<'a> {
         Ok(to.filter(|_| resizes).map(|to| Resize { to, filter }))
     }
 
-    fn crop(&self, default: Option<ImageSize>) -> Result<Option<ImageSize>> {
+    fn crop(&self, class: ProcessorClass, default: Option<ImageSize>) -> Result<Option<ImageSize>> {
         let size = match self.get("crop_size") {
+            // BEiT does not crop unless asked to, but has a size for it.
+            None if class == ProcessorClass::Beit => Some(ImageSize::square(224)),
             None => default,
             Some(size) if size.is_number() => Some(ImageSize::square(self.length("crop_size", size)?)),
             Some(size) => Some(self.exact_size("crop_size", size)?),
@@ -266,74 +261,6 @@ impl<'a> Fields<'a> {
             (true, Some(size)) => Ok(Some(size)),
             (true, None) => Err(self.error("crop_size", "the field is missing, but do_center_crop is true")),
         }
-    }
-
-    fn rescale_factor(&self) -> Result<Option<f64>> {
-        let factor = match self.get("rescale_factor") {
-            None => 1.0 / 255.0,
-            Some(value) => {
-                value.as_f64().ok_or_else(|| self.error("rescale_factor", format!("{value} is not a number")))?
-            }
-        };
-        Ok(self.flag("do_rescale")?.unwrap_or(true).then_some(factor))
-    }
-
-    fn normalize(&self, default: Option<Normalize>) -> Result<Option<Normalize>> {
-        let default = default.unwrap_or(HALF_NORMALIZE);
-        let mean = self.channels("image_mean")?.unwrap_or(default.mean);
-        let std = self.channels("image_std")?.unwrap_or(default.std);
-        Ok(self.flag("do_normalize")?.unwrap_or(true).then_some(Normalize { mean, std }))
-    }
-
-    fn get(&self, field: &str) -> Option<&'a Value> {
-        self.map.get(field).filter(|value| !value.is_null())
-    }
-
-    fn error(&self, field: &str, message: impl std::fmt::Display) -> Error {
-        Error::file(self.path, format!("{field}: {message}"))
-    }
-
-    fn text(&self, field: &str) -> Result<Option<&'a str>> {
-        let text = |value: &'a Value| value.as_str().ok_or_else(|| self.error(field, format!("{value} is not a text")));
-        self.get(field).map(text).transpose()
-    }
-
-    fn flag(&self, field: &str) -> Result<Option<bool>> {
-        let flag =
-            |value: &Value| value.as_bool().ok_or_else(|| self.error(field, format!("{value} is not true or false")));
-        self.get(field).map(flag).transpose()
-    }
-
-    /// A number of pixels.
-    fn length(&self, field: &str, value: &Value) -> Result<u32> {
-        let length = value.as_u64().and_then(|length| u32::try_from(length).ok()).filter(|&length| length > 0);
-        length.ok_or_else(|| self.error(field, format!("{value} is not a number of pixels of at least 1")))
-    }
-
-    /// A height and a width: an object with these, or a list in this order.
-    fn exact_size(&self, field: &str, value: &Value) -> Result<ImageSize> {
-        let edges = match value.as_array().map(Vec::as_slice) {
-            Some([height, width]) => Some((height, width)),
-            _ => value.get("height").zip(value.get("width")),
-        };
-        let (height, width) = edges.ok_or_else(|| {
-            let forms = if field == "size" { "a number, {\"shortest_edge\"}, " } else { "a number, " };
-            self.error(field, format!("{value} is not a size; supported: {forms}{{\"height\", \"width\"}}"))
-        })?;
-        Ok(ImageSize { height: self.length(field, height)?, width: self.length(field, width)? })
-    }
-
-    /// Three numbers, or one for all channels.
-    fn channels(&self, field: &str) -> Result<Option<[f64; 3]>> {
-        let Some(value) = self.get(field) else { return Ok(None) };
-        if let Some(number) = value.as_f64() {
-            return Ok(Some([number; 3]));
-        }
-        let numbers = value.as_array().map(|list| list.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
-        let channels = numbers.flatten().and_then(|list| <[f64; 3]>::try_from(list).ok());
-        channels
-            .map(Some)
-            .ok_or_else(|| self.error(field, format!("{value} is not a list of three numbers (red, green, blue)")))
     }
 }
 
@@ -355,7 +282,7 @@ mod tests {
         for class in ["CLIPFeatureExtractor", "BitImageProcessorFast", "SiglipImageProcessor"] {
             assert_eq!(to(class), ResizeTo::ShortestEdge(96), "{class}");
         }
-        for class in ["ViTImageProcessor", "DeiTImageProcessorPil", "BlipImageProcessor"] {
+        for class in ["ViTImageProcessor", "DeiTImageProcessorPil", "BlipImageProcessor", "BeitFeatureExtractor"] {
             assert_eq!(to(class), ResizeTo::Exact(ImageSize::square(96)), "{class}");
         }
     }
@@ -374,9 +301,9 @@ mod tests {
     fn what_is_written_is_read_again() {
         for class in ProcessorClass::ALL {
             let mut config = class.config();
-            assert_eq!(read(config.to_hugging_face()).unwrap(), config, "{class:?}");
+            assert_eq!(read(config.to_hugging_face().unwrap()).unwrap(), config, "{class:?}");
             config = ImageProcessorConfig { resize: None, crop: None, rescale_factor: None, normalize: None, ..config };
-            assert_eq!(read(config.to_hugging_face()).unwrap(), config, "{class:?} without steps");
+            assert_eq!(read(config.to_hugging_face().unwrap()).unwrap(), config, "{class:?} without steps");
         }
     }
 
@@ -403,6 +330,7 @@ mod tests {
             ("image_processor_type", json!(7)),
         ] {
             let mut json = json!({"image_processor_type": "CLIPImageProcessor"});
+            json["do_center_crop"] = (field != "do_pad").into();
             json[field] = value.clone();
             let message = read(json).expect_err(&format!("{field} {value}")).to_string();
             assert!(message.starts_with(&format!("folder/preprocessor_config.json: {field}: ")), "{message}");

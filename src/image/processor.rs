@@ -9,13 +9,16 @@ use rand::Rng;
 use rayon::prelude::*;
 
 use super::augment::{Augment, Flip, View};
-use super::config::{ImageProcessorConfig, ImageSize};
+use super::config::{ImageProcessorConfig, ImageSize, Normalize};
 use super::decode::{DecodeOptions, ImageInput, decode_rgb};
-use super::resize::{Window, resize_window};
+use super::resize::Window;
 use crate::{Error, Result};
 
 /// Colour channels of every image: red, green, blue.
-const CHANNELS: usize = 3;
+pub(super) const CHANNELS: usize = 3;
+
+/// What each 8-bit value of each channel becomes.
+pub(super) type Levels = Box<[[f32; 256]; CHANNELS]>;
 
 /// Turns images into the `pixel_values` a tower was trained on.
 ///
@@ -33,7 +36,7 @@ pub struct ImageProcessor {
     config: ImageProcessorConfig,
     decode: DecodeOptions,
     /// What each 8-bit value of each channel becomes.
-    levels: Box<[[f32; 256]; CHANNELS]>,
+    levels: Levels,
 }
 
 /// The pixel values of one image, (C,H,W), row by row.
@@ -50,15 +53,7 @@ impl ImageProcessor {
     /// If a parameter cannot be used; see [`ImageProcessorConfig::validate`].
     pub fn new(config: ImageProcessorConfig) -> Result<Self> {
         config.validate()?;
-        let levels = Box::new(std::array::from_fn(|channel| {
-            std::array::from_fn(|value| {
-                let value = (value as f64 * config.rescale_factor.unwrap_or(1.0)) as f32;
-                match config.normalize {
-                    Some(normalize) => (value - normalize.mean[channel] as f32) / normalize.std[channel] as f32,
-                    None => value,
-                }
-            })
-        }));
+        let levels = levels(config.rescale_factor, config.normalize);
         Ok(Self { config, decode: DecodeOptions::default(), levels })
     }
 
@@ -107,7 +102,7 @@ impl ImageProcessor {
         rng: &mut impl Rng,
     ) -> Result<PixelArray> {
         let resized = self.resized(input)?;
-        let view = augment.view(ImageSize::of(&resized), self.config.crop, rng)?;
+        let view = augment.view(ImageSize::of(&resized), &self.config, rng)?;
         Ok(self.finish(&resized, &view))
     }
 
@@ -122,13 +117,11 @@ impl ImageProcessor {
         let input = input.into();
         let name = input.name(None);
         let image = decode_rgb(&input, &name, &self.decode, self.config.transparency)?;
-        let size = self.config.resized_size(ImageSize::of(&image)).map_err(|message| Error::image(&name, message))?;
+        let size = self.config.resized_size(image.size()).map_err(|message| Error::image(&name, message))?;
         self.within_limit(size, &name)?;
         match self.config.resize {
-            Some(resize) if size != ImageSize::of(&image) => {
-                resize_window(&image, size, resize.filter, Window::whole(size))
-            }
-            _ => Ok(image.into_owned()),
+            Some(resize) if size != image.size() => image.resize(resize, size, Window::whole(size)),
+            _ => Ok(image.into_image()),
         }
     }
 
@@ -138,7 +131,12 @@ impl ImageProcessor {
     /// `resized` (H,W,3) → (C,H,W) of the crop's size, or of `resized` where the processor does not crop.
     #[must_use]
     pub fn finish(&self, resized: &RgbImage, view: &View) -> PixelArray {
-        self.render(resized, view, self.config.crop.unwrap_or_else(|| ImageSize::of(resized)))
+        self.render(
+            resized,
+            view,
+            self.config.crop.unwrap_or_else(|| ImageSize::of(resized)),
+            [self.config.fill; CHANNELS],
+        )
     }
 
     /// The pixel values of several images, prepared in parallel.
@@ -160,20 +158,21 @@ impl ImageProcessor {
 
     fn preprocess_named(&self, input: &ImageInput, name: &str) -> Result<PixelArray> {
         let image = decode_rgb(input, name, &self.decode, self.config.transparency)?;
-        let size = ImageSize::of(&image);
+        let size = image.size();
         let resized = self.config.resized_size(size).map_err(|message| Error::image(name, message))?;
         let output = self.config.crop.unwrap_or(resized);
         self.within_limit(output, name)?;
-        let view = View::center(resized, output);
+        let view = View::center(resized, output, self.config.crop_rounding);
+        let padding = image.padding(self.config.fill);
         match self.config.resize {
             Some(resize) if resized != size => {
                 // Only what the crop keeps is computed.
                 let window = visible(&view, resized, output);
-                let part = resize_window(&image, resized, resize.filter, window)?;
+                let part = image.resize(resize, resized, window)?;
                 let (top, left) = (view.top - i64::from(window.top), view.left - i64::from(window.left));
-                Ok(self.render(&part, &View { top, left, ..view }, output))
+                Ok(self.render(&part, &View { top, left, ..view }, output, padding))
             }
-            _ => Ok(self.render(&image, &view, output)),
+            _ => Ok(self.render(image.image(), &view, output, padding)),
         }
     }
 
@@ -186,8 +185,8 @@ impl ImageProcessor {
         Err(Error::image(name, message))
     }
 
-    /// The window of size `size` that `view` places on `image`, through the table of levels; outside the image is black.
-    fn render(&self, image: &RgbImage, view: &View, size: ImageSize) -> PixelArray {
+    /// The window of size `size` that `view` places on `image`, through the table of levels; outside the image is `padding`.
+    fn render(&self, image: &RgbImage, view: &View, size: ImageSize, padding: [u8; CHANNELS]) -> PixelArray {
         let (height, width) = (size.height as usize, size.width as usize);
         let mut data = vec![0.0; CHANNELS * height * width];
         let stride = image.width() as usize * CHANNELS;
@@ -197,15 +196,16 @@ impl ImageProcessor {
         let rows = overlap(view.top, size.height, image.height());
         for (channel, plane) in data.chunks_exact_mut((height * width).max(1)).enumerate() {
             let levels = &self.levels[channel];
+            let outside = levels[usize::from(padding[channel])];
             for (y, out) in plane.chunks_exact_mut(width.max(1)).enumerate() {
                 if !rows.contains(&y) || columns.is_empty() {
-                    out.fill(levels[0]);
+                    out.fill(outside);
                     continue;
                 }
                 let row = (y as i64 + view.top) as usize * stride;
                 let pixels = image.as_raw()[row + first..row + stride].chunks_exact(CHANNELS);
-                out[..columns.start].fill(levels[0]);
-                out[columns.end..].fill(levels[0]);
+                out[..columns.start].fill(outside);
+                out[columns.end..].fill(outside);
                 for (out, pixel) in out[columns.clone()].iter_mut().zip(pixels) {
                     *out = levels[usize::from(pixel[channel])];
                 }
@@ -261,6 +261,19 @@ impl PixelArray {
     }
 }
 
+/// What each 8-bit value of each channel becomes.
+pub(super) fn levels(rescale_factor: Option<f64>, normalize: Option<Normalize>) -> Levels {
+    Box::new(std::array::from_fn(|channel| {
+        std::array::from_fn(|value| {
+            let value = (value as f64 * rescale_factor.unwrap_or(1.0)) as f32;
+            match normalize {
+                Some(normalize) => (value - normalize.mean[channel] as f32) / normalize.std[channel] as f32,
+                None => value,
+            }
+        })
+    }))
+}
+
 /// The indices of a window of `length` pixels starting at `start` that lie on an axis of `limit` pixels.
 fn overlap(start: i64, length: u32, limit: u32) -> std::ops::Range<usize> {
     let length = i64::from(length);
@@ -283,7 +296,7 @@ fn visible(view: &View, image: ImageSize, size: ImageSize) -> Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{Filter, Normalize, Resize, ResizeTo, Transparency};
+    use crate::image::{CropRounding, Filter, Resize, ResizeTo};
 
     fn plain(resize: Option<ResizeTo>, crop: Option<ImageSize>) -> ImageProcessor {
         let resize = resize.map(|to| Resize { to, filter: Filter::Bicubic });
@@ -292,7 +305,7 @@ mod tests {
             crop,
             rescale_factor: None,
             normalize: None,
-            transparency: Transparency::OnWhite,
+            ..ImageProcessorConfig::clip()
         };
         ImageProcessor::new(config).unwrap()
     }
@@ -308,7 +321,7 @@ mod tests {
             let crop = ImageSize { height: 12, width: 21 };
             let processor = plain(Some(ResizeTo::ShortestEdge(16)), Some(crop));
             let resized = processor.resized(image.clone()).unwrap();
-            let whole = processor.finish(&resized, &View::center(ImageSize::of(&resized), crop));
+            let whole = processor.finish(&resized, &View::center(ImageSize::of(&resized), crop, CropRounding::Down));
             assert_eq!(processor.preprocess(image).unwrap(), whole, "{width}×{height}");
         }
     }

@@ -229,6 +229,15 @@ impl TextTowerConfig {
         }
     }
 
+    /// Entries of the vocabulary.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Self::Bert(config) => config.vocab_size,
+            Self::TextTransformer(config) => config.vocab_size,
+        }
+    }
+
     /// Whether the pooled output depends on padding: then rows must be padded as in training, to the context length.
     #[must_use]
     pub fn reads_padding(&self, pooling: TextPooling) -> bool {

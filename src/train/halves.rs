@@ -159,7 +159,7 @@ impl ResizedImages {
             }
         };
         let mut rng = Augment::rng(seed, epoch as u64, i as u64);
-        let view = augment.view(ImageSize::of(resized), self.processor.config().crop, &mut rng)?;
+        let view = augment.view(ImageSize::of(resized), self.processor.config(), &mut rng)?;
         Ok(self.processor.finish(resized, &view))
     }
 }
