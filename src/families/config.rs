@@ -74,6 +74,12 @@ impl Config {
         self.fields.get(name).is_some_and(|value| !value.is_null())
     }
 
+    /// The value under this name as it stands in the file.
+    #[must_use]
+    pub fn value(&self, name: &str) -> Option<&Value> {
+        self.fields.get(name)
+    }
+
     /// Whether the value under this name is a list.
     #[must_use]
     pub fn is_list(&self, name: &str) -> bool {

@@ -125,6 +125,7 @@ fn image(config: &Config) -> Result<ImagePlan> {
         mlp: MlpKind::Plain,
         pooler: None,
         map_head: None,
+        query_pool: None,
         classifier: None,
         num_labels: 0,
         initializer_range: config.number("initializer_range", 0.02)?,

@@ -15,11 +15,13 @@ mod m2m100;
 mod modernbert;
 mod mpnet;
 mod open_clip;
+mod sentence_transformers;
 mod t5;
 mod vision_text;
 mod vit;
 
 pub use config::Config;
+pub(crate) use sentence_transformers::SentenceTransformer;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! Blocks made of [`ops`](crate::ops), shared by every tower.
 
 mod attention;
+mod attentional_pool;
 mod block;
 mod layers;
 mod map_head;
@@ -11,6 +12,7 @@ mod position;
 mod rope;
 
 pub use attention::{Attend, Attention, AttentionConfig, BlockExtra, QkvBias};
+pub use attentional_pool::{AttentionalPool, AttentionalPoolConfig};
 pub use block::{BlockConfig, Encoder, NormPosition};
 pub use layers::{LayerNorm, Linear};
 pub use map_head::MapHead;

@@ -17,7 +17,10 @@ pub use modernbert::{BiasedLayers, ModernBertConfig, Sight};
 pub use relative::RelativePositions;
 pub use t5::T5Config;
 pub use text_transformer::{PooledToken, TextAttention, TextTransformerConfig};
-pub use vit::{ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, VitConfig};
+pub use vit::{
+    ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow,
+    VitConfig,
+};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -95,6 +98,8 @@ pub enum ImagePooling {
     Pooler,
     /// Attention pooling with one learned query, where the checkpoint has it (SigLIP).
     Map,
+    /// Attention pooling with learned queries, where the checkpoint has it (open_clip's CoCa).
+    Queries,
     /// The classifier's logits, as in the origin, where an ImageNet ViT gives 1000 numbers.
     Logits,
 }
@@ -140,7 +145,10 @@ macro_rules! pooling_names {
         }
     };
 }
-pooling_names!(ImagePooling, "cls" => Cls, "mean" => Mean, "pooler" => Pooler, "map" => Map, "logits" => Logits);
+pooling_names!(
+    ImagePooling, "cls" => Cls, "mean" => Mean, "pooler" => Pooler, "map" => Map, "queries" => Queries,
+    "logits" => Logits
+);
 pooling_names!(
     TextPooling, "mean" => Mean, "cls" => Cls, "pooler" => Pooler, "eos" => Eos, "last" => Last, "max" => Max,
     "lasttoken" => LastToken
@@ -234,6 +242,9 @@ impl TextTowerConfig {
     pub fn vocab_size(&self) -> usize {
         match self {
             Self::Bert(config) => config.vocab_size,
+            Self::ModernBert(config) => config.vocab_size,
+            Self::T5(config) => config.vocab_size,
+            Self::M2m100(config) => config.vocab_size,
             Self::TextTransformer(config) => config.vocab_size,
         }
     }

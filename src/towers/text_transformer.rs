@@ -3,6 +3,8 @@
 //!
 //! ids (B,L) → tokens + positions (B,L,E) → blocks → norm → pooled (B,E).
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +66,33 @@ pub enum TextAttention {
     Full,
     /// Every token every token that is no padding.
     FullWithoutPadding,
+    /// Each token those before it, with a learned class token behind the text, which [`TextPooling::Last`] pools (CoCa). A
+    /// token whose predecessor has the id `pad_id` is hidden from all: open_clip's mask for the class token stood one place
+    /// too far left when the published weights were trained, and stays there for them (`correct_cls_mask` of its
+    /// `transformer.py`).
+    CausalWithClassToken {
+        /// The id that pads texts.
+        pad_id: u32,
+    },
+    /// The same without the causal mask.
+    FullWithClassToken {
+        /// The id that pads texts.
+        pad_id: u32,
+    },
+}
+
+impl TextAttention {
+    fn is_causal(self) -> bool {
+        matches!(self, Self::CausalWithoutPadding | Self::Causal | Self::CausalWithClassToken { .. })
+    }
+
+    /// The id that pads texts, where a class token stands behind them.
+    fn class_token(self) -> Option<u32> {
+        match self {
+            Self::CausalWithClassToken { pad_id } | Self::FullWithClassToken { pad_id } => Some(pad_id),
+            Self::CausalWithoutPadding | Self::Causal | Self::Full | Self::FullWithoutPadding => None,
+        }
+    }
 }
 
 /// Which token [`TextPooling::Eos`] picks.
@@ -82,6 +111,7 @@ pub(super) struct TextTransformer {
     pooling: TextPooling,
     token_embedding: Tensor,
     position_embedding: Tensor,
+    class_embedding: Option<Tensor>,
     encoder: Encoder,
     final_layer_norm: LayerNorm,
     head: Option<Linear>,
@@ -106,6 +136,8 @@ impl TextTransformer {
         }
         let init = Init::Normal { std: config.initializer_range as f32 };
         let embeddings = params.pp("embeddings");
+        let has_class_token = config.attention.class_token().is_some();
+        let positions = config.context_length + usize::from(has_class_token);
         let blocks = BlockConfig {
             hidden_size: size,
             num_hidden_layers: config.num_hidden_layers,
@@ -122,7 +154,10 @@ impl TextTransformer {
         };
         Ok(Self {
             token_embedding: embeddings.get("token_embedding.weight", &[config.vocab_size, size], init)?,
-            position_embedding: embeddings.get("position_embedding.weight", &[config.context_length, size], init)?,
+            position_embedding: embeddings.get("position_embedding.weight", &[positions, size], init)?,
+            class_embedding: has_class_token
+                .then(|| embeddings.get("class_embedding", &[1, 1, size], init))
+                .transpose()?,
             encoder: Encoder::new(&params.pp("encoder"), &blocks)?,
             final_layer_norm: LayerNorm::new(&params.pp("final_layer_norm"), size, config.layer_norm_eps)?,
             head: config.head_size.map(|head| Linear::new(&params.pp("head"), size, head, init)).transpose()?,
@@ -137,32 +172,57 @@ impl TextTransformer {
             let message = format!("{length} tokens, but the tower has {} positions", self.config.context_length);
             return Err(Error::argument("input_ids", message));
         }
-        let embedded = ops::embedding(&self.token_embedding, tokens.ids(), (batch, length))?;
-        ops::add_row(&embedded, &self.position_embedding.narrow(0, 0, length)?)
+        let mut embedded = ops::embedding(&self.token_embedding, tokens.ids(), (batch, length))?;
+        if let Some(class) = &self.class_embedding {
+            let class = class.broadcast_as((batch, 1, self.config.hidden_size))?.contiguous()?;
+            embedded = Tensor::cat(&[embedded, class], 1)?;
+        }
+        ops::add_row(&embedded, &self.position_embedding.narrow(0, 0, embedded.dim(1)?)?)
+    }
+
+    /// How many tokens a row has, the class token included.
+    fn length(&self, tokens: &TokenBatch) -> usize {
+        tokens.length() + usize::from(self.class_embedding.is_some())
+    }
+
+    /// The tokens that are not hidden by padding, or none where padding hides nothing.
+    fn shown(&self, tokens: &TokenBatch) -> Option<Arc<[bool]>> {
+        match self.config.attention {
+            TextAttention::Causal | TextAttention::Full => None,
+            TextAttention::CausalWithoutPadding | TextAttention::FullWithoutPadding => Some(tokens.keep()),
+            TextAttention::CausalWithClassToken { pad_id } | TextAttention::FullWithClassToken { pad_id } => {
+                let row = |ids: &[u32]| -> Vec<bool> {
+                    std::iter::once(true).chain(ids.iter().map(|&id| id != pad_id)).collect()
+                };
+                Some(tokens.ids().chunks(tokens.length()).flat_map(row).collect())
+            }
+        }
     }
 
     fn mask(&self, tokens: &TokenBatch) -> Result<AttentionMask> {
-        let without_padding =
-            |mask: AttentionMask| mask.with_key_padding(tokens.keep(), tokens.batch(), tokens.length());
-        match self.config.attention {
-            TextAttention::CausalWithoutPadding => without_padding(AttentionMask::causal()),
-            TextAttention::Causal => Ok(AttentionMask::causal()),
-            TextAttention::Full => Ok(AttentionMask::none()),
-            TextAttention::FullWithoutPadding => without_padding(AttentionMask::none()),
+        let mask = if self.config.attention.is_causal() { AttentionMask::causal() } else { AttentionMask::none() };
+        match self.shown(tokens) {
+            Some(shown) => mask.with_key_padding(shown, tokens.batch(), self.length(tokens)),
+            None => Ok(mask),
         }
     }
 
     /// What the queries at `positions`, one a row, see: in the last block no other is asked.
     fn mask_at(&self, tokens: &TokenBatch, positions: &[usize]) -> Result<AttentionMask> {
-        let (keep, length) = (tokens.keep(), tokens.length());
-        let sees = |i: usize| match self.config.attention {
-            TextAttention::CausalWithoutPadding => keep[i] && i % length <= positions[i / length],
-            TextAttention::Causal => i % length <= positions[i / length],
-            TextAttention::Full => true,
-            TextAttention::FullWithoutPadding => keep[i],
-        };
-        let visible: Vec<bool> = (0..keep.len()).map(sees).collect();
+        let (shown, length) = (self.shown(tokens), self.length(tokens));
+        let causal = self.config.attention.is_causal();
+        if shown.is_none() && !causal {
+            return Ok(AttentionMask::none());
+        }
+        let sees =
+            |i: usize| shown.as_ref().is_none_or(|shown| shown[i]) && (!causal || i % length <= positions[i / length]);
+        let visible: Vec<bool> = (0..tokens.batch() * length).map(sees).collect();
         AttentionMask::none().with_key_padding(visible, tokens.batch(), length)
+    }
+
+    /// The mean of the text's tokens that are no padding.
+    fn mean(&self, states: &Tensor, tokens: &TokenBatch) -> Result<Tensor> {
+        ops::mean_pool(&states.narrow(1, 0, tokens.length())?.contiguous()?, &tokens.keep())
     }
 
     /// The row of the pooled token, normed already, through the head where there is one.
@@ -174,7 +234,7 @@ impl TextTransformer {
     fn positions(&self, tokens: &TokenBatch) -> Result<Option<Vec<usize>>> {
         match (self.pooling, self.config.pooled_token) {
             (TextPooling::Cls, _) => Ok(Some(vec![0; tokens.batch()])),
-            (TextPooling::Last, _) => Ok(Some(vec![tokens.length() - 1; tokens.batch()])),
+            (TextPooling::Last, _) => Ok(Some(vec![self.length(tokens) - 1; tokens.batch()])),
             (TextPooling::Eos, PooledToken::FirstLargest) => Ok(Some(tokens.first_largest())),
             (TextPooling::Eos, PooledToken::FirstId(id)) => {
                 let missing = |row| {
@@ -208,7 +268,7 @@ impl TextTower for TextTransformer {
         let last_hidden_state = self.final_layer_norm.forward(&output)?;
         let pooled = match self.positions(tokens)? {
             Some(positions) => ops::select_tokens(&last_hidden_state, &positions)?,
-            None => ops::mean_pool(&last_hidden_state, &tokens.keep())?,
+            None => self.mean(&last_hidden_state, tokens)?,
         };
         Ok(TowerOutput { last_hidden_state, pooled: self.head(pooled)?, hidden_states })
     }

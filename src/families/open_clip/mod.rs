@@ -6,6 +6,7 @@
 //! out, and is not in what is saved either.
 
 mod hf_text;
+mod native;
 mod part;
 mod resnet;
 mod text;
@@ -16,7 +17,7 @@ pub(in crate::families) use part::{ImagePart, Matrix, PartSource, Projection, Te
 pub(in crate::families) use timm::{TimmSource, TimmTower};
 
 use super::{ClipPlan, Families, Family, FamilySource, Plan, ProcessorPlan, Role, token_rules};
-use crate::image::ProcessorClass;
+use crate::image::{ImageProcessorConfig, ImageSize};
 use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
 use crate::weights::Renames;
@@ -105,7 +106,7 @@ impl Family for OpenClip {
             image: image.projection.leave_to_heads(image.renames)?.within("visual"),
             heads,
             tokens,
-            processor: ProcessorPlan::Folder(ProcessorClass::Clip),
+            processor: ProcessorPlan::Given(Box::new(processor(whole, image_source.config())?)),
         })))
     }
 }
@@ -146,4 +147,14 @@ fn text_part(part: &PartSource<'_>) -> Result<TextPart> {
         Some(name) => hf_text::text_part(part, &name),
         None => text::text_part(part),
     }
+}
+
+/// How images become pixel values: `preprocess_cfg` beside `model_cfg`, at the size that the image half says.
+fn processor(whole: &super::Config, image: &super::Config) -> Result<ImageProcessorConfig> {
+    let size = match image.has_value("image_size") {
+        true => Some(ImageSize::square(u32::try_from(image.side("image_size", 224)?).unwrap_or(u32::MAX))),
+        false => None,
+    };
+    let preprocess = whole.value("preprocess_cfg").unwrap_or(&serde_json::Value::Null);
+    ImageProcessorConfig::from_open_clip(preprocess, size, whole.path())
 }

@@ -64,6 +64,9 @@ pub struct VitConfig {
     /// Attention pooling, if the checkpoint has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub map_head: Option<MapHeadConfig>,
+    /// Attention pooling with learned queries, if the checkpoint has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query_pool: Option<QueryPoolConfig>,
     /// The classifier, if the checkpoint has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classifier: Option<ClassifierInput>,
@@ -138,6 +141,41 @@ pub enum OutputNorm {
     AfterPooling,
 }
 
+/// Attention pooling with learned queries (open_clip's `attentional_pool`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueryPoolConfig {
+    /// Width of its output, which the last LayerNorm has too where it stands behind.
+    pub size: usize,
+    /// Heads; they divide `size`.
+    pub num_attention_heads: usize,
+    /// How many queries there are.
+    pub num_queries: usize,
+    /// Which row is pooled.
+    pub row: QueryPoolRow,
+}
+
+/// Which row [`ImagePooling::Queries`] gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueryPoolRow {
+    /// The first query's answer, then the norm (CoCa as open_clip publishes it).
+    First,
+    /// The mean of the normed answers but the first.
+    MeanWithoutFirst,
+    /// The norm, then a query of its own on the tokens (`parallel`). The other queries are for generation and are not read.
+    Parallel,
+    /// The norm, then a query of its own on the answers of the others (`cascade`).
+    Cascade,
+}
+
+impl QueryPoolRow {
+    /// Whether the last LayerNorm stands behind the pooling.
+    pub(crate) fn is_normed_behind(self) -> bool {
+        matches!(self, Self::First | Self::MeanWithoutFirst)
+    }
+}
+
 /// The pooler after the class token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -197,7 +235,16 @@ impl VitConfig {
         match pooling {
             ImagePooling::Cls | ImagePooling::Mean | ImagePooling::Map => self.hidden_size,
             ImagePooling::Pooler => self.pooler.map_or(self.hidden_size, |p| p.size),
+            ImagePooling::Queries => self.query_pool.map_or(self.hidden_size, |pool| pool.size),
             ImagePooling::Logits => self.num_labels,
+        }
+    }
+
+    /// Width of the last LayerNorm.
+    pub(super) fn output_norm_size(&self) -> usize {
+        match self.query_pool {
+            Some(pool) if pool.row.is_normed_behind() => pool.size,
+            _ => self.hidden_size,
         }
     }
 
@@ -216,6 +263,14 @@ impl VitConfig {
         if let Some(head) = self.map_head {
             let sizes = [("intermediate_size", head.intermediate_size)];
             check_sizes(self.hidden_size, head.num_attention_heads, self.layer_norm_eps, &sizes)?;
+        }
+        if let Some(pool) = self.query_pool {
+            let sizes = [("attn_pooler_queries", pool.num_queries)];
+            check_sizes(pool.size, pool.num_attention_heads, self.layer_norm_eps, &sizes)?;
+            if !pool.row.is_normed_behind() && pool.size != self.hidden_size {
+                let message = format!("the norm before it is {} wide, the tokens {}", pool.size, self.hidden_size);
+                return Err(Error::argument("attentional_pool", message));
+            }
         }
         Ok(())
     }

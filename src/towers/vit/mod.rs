@@ -7,7 +7,10 @@
 mod config;
 mod head;
 
-pub use config::{ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, VitConfig};
+pub use config::{
+    ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow,
+    VitConfig,
+};
 
 use candle_core::Tensor;
 
@@ -69,7 +72,11 @@ impl Vit {
                 .then(|| LayerNorm::new(&params.pp("pre_layrnorm"), size, config.layer_norm_eps))
                 .transpose()?,
             encoder: Encoder::new(&params.pp("encoder"), &config.blocks())?,
-            output_norm: LayerNorm::new(&params.pp("post_layernorm"), size, config.layer_norm_eps)?,
+            output_norm: LayerNorm::new(
+                &params.pp("post_layernorm"),
+                config.output_norm_size(),
+                config.layer_norm_eps,
+            )?,
             head: Head::new(params, config, pooling, init)?,
             config: config.clone(),
         })
@@ -126,6 +133,7 @@ impl Vit {
             Head::Cls => self.token(tokens, 0),
             Head::Mean => self.mean_patch(tokens),
             Head::Map(head) => head.forward(&self.output_norm.forward(tokens)?, &AttentionMask::none()),
+            Head::Queries(pool) => pool.forward(tokens, &self.output_norm),
             Head::Pooler(dense, activation) => ops::activate(&dense.forward(&self.token(tokens, 0)?)?, *activation),
             Head::Classifier(input, layers) => {
                 let classifier = |i: usize, x: &Tensor| layers[i].forward(x);

@@ -1,0 +1,297 @@
+"""Writes `tests/golden/open_clip_*/`: tiny checkpoints in open_clip's layout and what open_clip computes with them.
+
+Every folder holds `open_clip_config.json` and `open_clip_model.safetensors` with random weights in every tensor, plus
+
+* `golden.safetensors`: `input_ids`, `pixel_values`, `text.*` and `image.*` (`hidden_states.{i}`, the blocks' inputs and the
+  last block's output; `last_hidden_state`; `pooled`, before the projection), `image_features`, `text_features`,
+  `image_embeds`, `text_embeds`, `logits_per_image`, `logit_scale`;
+* `golden.json`: the class that computed it.
+
+`text.last_hidden_state` is normed by `ln_final`. `image.last_hidden_state` is normed by `ln_post` where open_clip norms all
+tokens and takes their mean, and is the last block's output elsewhere.
+
+`python make_open_clip_golden.py [name…]` rewrites all folders, or those named; the same versions give the same bytes.
+Written with open_clip 3.3.0, timm 1.0.31, torch 2.11.0 (CPU), Pillow 13.0.0.
+"""
+
+import copy
+import json
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+import open_clip
+import torch
+from open_clip.coca_model import CoCa
+from open_clip.model import CLIP, CustomTextCLIP
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+CONTEXT = 16
+VOCAB = 60
+BOS, EOS = 57, 58  # one id lies above the EOS, as tokens added later do
+MAKERS = {}
+
+
+def golden(make):
+    """Registers a function that writes the folder of its own name."""
+    MAKERS["open_clip_" + make.__name__] = make
+    return make
+
+
+# ---------------------------------------------------------------------------------------------------- configurations
+def vision(**changes):
+    return {"layers": 2, "width": 16, "head_width": 8, "patch_size": 4, "image_size": 12, "mlp_ratio": 2.2, **changes}
+
+
+def text(**changes):
+    return {"context_length": CONTEXT, "vocab_size": VOCAB, "width": 20, "heads": 2, "layers": 2, "mlp_ratio": 2.3, **changes}
+
+
+def model_cfg(vision_cfg=None, text_cfg=None, **changes):
+    return {"embed_dim": 12, "vision_cfg": vision_cfg or vision(), "text_cfg": text_cfg or text(), **changes}
+
+
+def build(cfg):
+    """The class that open_clip's factory takes."""
+    cfg = copy.deepcopy(cfg)
+    custom = cfg.pop("custom_text", False)
+    kind = (CoCa if "multimodal_cfg" in cfg else CustomTextCLIP) if custom else CLIP
+    return kind(**cfg)
+
+
+# ------------------------------------------------------------------------------------------------- weights and inputs
+def randomise(model, keep=()):
+    """Gives every parameter random values: activations stay lively, and a swapped or missing term shows."""
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape)
+        last = name.split(".")[-1]
+        if name in keep:
+            continue
+        elif name in ("logit_scale", "logit_bias"):
+            value = 1.5 + 0.2 * noise
+        elif last in ("gamma", "head_scale") or (parameter.ndim == 1 and last == "weight"):
+            value = 1.0 + 0.3 * noise  # layer scale, head scale, norm weights
+        elif parameter.ndim == 1 and last not in ("class_embedding", "cls_emb"):
+            value = 0.3 * noise
+        elif last in ("class_embedding", "cls_emb", "positional_embedding", "query") or "token_embedding" in name:
+            value = 0.5 * noise
+        else:
+            value = noise * 1.2 / parameter[0].numel() ** 0.5
+        parameter.data.copy_(value)
+
+
+def input_ids(eos=EOS, pad=0):
+    """Rows of the full context, as open_clip's tokenizers give them. One row has the EOS twice."""
+    rows = torch.full((3, CONTEXT), pad, dtype=torch.int64)
+    for row, length in enumerate([12, CONTEXT, 7]):
+        rows[row, 0], rows[row, length - 1] = BOS, eos
+        rows[row, 1 : length - 1] = torch.randint(3, BOS, (length - 2,))
+    rows[0, 13] = eos
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------- the reference
+def states(transformer, run):
+    """The inputs of all blocks and the last one's output while `run` runs."""
+    found = []
+    hooks = [block.register_forward_hook(lambda _, args, out: found.append((args[0], out))) for block in transformer.resblocks]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [before for before, _ in found] + [found[-1][1]]
+
+
+def first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+def without(module, name, run):
+    """What `run` gives while `module` has no projection."""
+    projection = getattr(module, name)
+    setattr(module, name, None)
+    try:
+        return first(run())
+    finally:
+        setattr(module, name, projection)
+
+
+@torch.no_grad()
+def outputs(model, ids, pixels):
+    tower = getattr(model, "text", model)
+    run_text, run_image = lambda: model.encode_text(ids), lambda: model.encode_image(pixels)
+    if tower is not model:
+        run_text = lambda: tower(ids)
+    run_image = lambda: model.visual(pixels)
+    text_states, image_states = states(tower.transformer, run_text), states(model.visual.transformer, run_image)
+    visual = model.visual
+    normed_mean = visual.pool_type == "avg" and not visual.final_ln_after_pool and visual.attn_pool is None
+    squeeze = lambda x: x.squeeze(1) if x.ndim == 3 else x  # `parallel` and `cascade` keep an axis of one query
+    result = {f"text.hidden_states.{i}": state for i, state in enumerate(text_states)}
+    result |= {f"image.hidden_states.{i}": state for i, state in enumerate(image_states)}
+    image_features, text_features = squeeze(first(run_image())), first(run_text())
+    image_embeds, text_embeds = F.normalize(image_features, dim=-1), F.normalize(text_features, dim=-1)
+    logits = model.logit_scale.exp() * image_embeds @ text_embeds.T
+    if model.logit_bias is not None:
+        logits = logits + model.logit_bias
+    # The library's own way from pixels and ids to embeddings.
+    assert torch.equal(squeeze(model.encode_image(pixels, normalize=True)), image_embeds)
+    assert torch.equal(model.encode_text(ids, normalize=True), text_embeds)
+    return result | {
+        "text.last_hidden_state": tower.ln_final(text_states[-1]),
+        "image.last_hidden_state": visual.ln_post(image_states[-1]) if normed_mean else image_states[-1],
+        "text.pooled": without(tower, "text_projection", run_text),
+        "image.pooled": squeeze(without(visual, "proj", run_image)),
+        "image_features": image_features,
+        "text_features": text_features,
+        "image_embeds": image_embeds,
+        "text_embeds": text_embeds,
+        "logits_per_image": logits,
+        "logit_scale": model.logit_scale.detach().clone(),
+    }
+
+
+def write(name, cfg, *, ids={}, image_size=None, weights=None, half=False, keep=()):
+    """Writes the folder, loads it with open_clip's factory, and asks both models for the same numbers.
+
+    `ids`: arguments of `input_ids`. `weights`: the configuration that the weights are made with, where it is another than the
+    folder's. `half`: save f16; the numbers come from the rounded weights, in f32.
+    """
+    name = "open_clip_" + name
+    torch.manual_seed(zlib.crc32(name.encode()))
+    folder = GOLDEN / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model = build(weights or cfg)
+    randomise(model, keep)
+    tensors = {key: value.half() if half else value for key, value in model.state_dict().items()}
+    save_file({key: value.clone().contiguous() for key, value in tensors.items()}, folder / "open_clip_model.safetensors")
+    size = cfg["vision_cfg"]["image_size"]
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD,
+                  "interpolation": "bicubic", "resize_mode": "shortest"}
+    config = {"model_cfg": cfg, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+    inputs = input_ids(**ids), torch.randn(3, 3, size, size)
+    again = open_clip.create_model(f"local-dir:{folder}").eval()
+    expected = outputs(again, *inputs)
+    if not weights and not half:
+        for key, value in outputs(model.eval(), *inputs).items():
+            assert torch.equal(value, expected[key]), f"{name}: {key} differs when loaded again"
+    double = outputs(again.double(), inputs[0], inputs[1].double())
+    for key, value in expected.items():
+        worst = ((value - double[key]).abs().max() / double[key].abs().max()).item()
+        assert value.isfinite().all() and worst < 5e-6, f"{name}: {key} is badly conditioned: {worst:.1e}"
+    (folder / "golden.json").write_text(json.dumps({"model": type(again).__name__}) + "\n")
+    tensors = {"input_ids": inputs[0], "pixel_values": inputs[1], **expected}
+    save_file({key: value.clone().contiguous() for key, value in tensors.items()}, folder / "golden.safetensors")
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+@golden
+def plain():
+    write("plain", model_cfg(vision(width=24, patch_dropout=0.5)))
+
+
+@golden
+def quickgelu():
+    """A text tower that is its own module, as later files have it."""
+    write("quickgelu", model_cfg(quick_gelu=True, custom_text=True))
+
+
+@golden
+def native_siglip():
+    kwargs = {"act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 0.02}}
+    text_cfg = text(no_causal_mask=True, pool_type="last", proj_bias=True, **kwargs)
+    cfg = model_cfg(vision(**kwargs), text_cfg, custom_text=True, init_logit_bias=-10, nonscalar_logit_scale=True)
+    write("native_siglip", cfg, ids={"pad": 1})
+
+
+@golden
+def clipa():
+    vision_cfg = vision(no_ln_pre=True, pool_type="avg", final_ln_after_pool=True)
+    write("clipa", model_cfg(vision_cfg, text(no_causal_mask=True, pool_type="last")))
+
+
+@golden
+def worldwide():
+    write("worldwide", model_cfg(None, text(pool_type="eos", eos_id=2), custom_text=True), ids={"eos": 2, "pad": 1})
+
+
+@golden
+def layer_scale():
+    """A bidirectional text tower that pools the first largest id, and layer scale with the mean of normed patches."""
+    vision_cfg = vision(ls_init_value=1e-4, pool_type="avg")
+    write("layer_scale", model_cfg(vision_cfg, text(no_causal_mask=True, ls_init_value=1e-4), custom_text=True))
+
+
+def multimodal(**changes):
+    return {"context_length": CONTEXT, "vocab_size": VOCAB, "width": 8, "heads": 2, "layers": 1, "attn_pooler_heads": 2, **changes}
+
+
+@golden
+def coca():
+    vision_cfg = vision(attentional_pool=True, attn_pooler_heads=2, attn_pooler_queries=5, output_tokens=True)
+    text_cfg = text(embed_cls=True, output_tokens=True)
+    cfg = model_cfg(vision_cfg, text_cfg, multimodal_cfg=multimodal(), custom_text=True)
+    write("coca", cfg)
+
+
+@golden
+def attentional_mean():
+    vision_cfg = vision(attentional_pool=True, attn_pooler_heads=4, attn_pooler_queries=5, pool_type="avg")
+    write("attentional_mean", model_cfg(vision_cfg, embed_dim=16))
+
+
+@golden
+def attentional_parallel():
+    vision_cfg = vision(attentional_pool="parallel", attn_pooler_heads=4, attn_pooler_queries=5)
+    write("attentional_parallel", model_cfg(vision_cfg, embed_dim=16))
+
+
+@golden
+def attentional_cascade():
+    vision_cfg = vision(attentional_pool="cascade", attn_pooler_heads=4, attn_pooler_queries=5)
+    write("attentional_cascade", model_cfg(vision_cfg, embed_dim=16))
+
+
+@golden
+def sin_cos():
+    cfg = model_cfg(vision(pos_embed_type="sin_cos_2d"))
+    write("sin_cos", cfg, keep=("visual.positional_embedding",))
+
+
+@golden
+def custom_block():
+    options = {option: True for option in ("qk_norm", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")}
+    write("custom_block", model_cfg(vision(ls_init_value=1e-4, **options), text(**options)))
+
+
+@golden
+def resized():
+    """The weights have a grid of 5×5, the configuration one of 3×3: open_clip resizes on loading."""
+    write("resized", model_cfg(), weights=model_cfg(vision(image_size=20)))
+
+
+@golden
+def no_projection():
+    text_cfg = text(width=12, proj_type="none", pool_type="first", no_causal_mask=True)
+    write("no_projection", model_cfg(None, text_cfg, custom_text=True))
+
+
+@golden
+def f16():
+    write("f16", model_cfg(), half=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    for wanted in sys.argv[1:] or MAKERS:
+        MAKERS[wanted]()
+    for folder in sorted(GOLDEN.glob("open_clip_*")):
+        print(folder.name, sum(file.stat().st_size for file in folder.iterdir()), "bytes")
