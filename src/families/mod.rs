@@ -12,14 +12,17 @@ mod diptych;
 mod distilbert;
 mod hf_clip;
 mod m2m100;
+mod modernbert;
 mod mpnet;
 mod open_clip;
+mod sentence_transformers;
 mod t5;
 mod timm;
 mod vision_text;
 mod vit;
 
 pub use config::Config;
+pub(crate) use sentence_transformers::SentenceTransformer;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -200,6 +203,7 @@ impl Default for Families {
             Box::new(bert::Bert),
             Box::new(distilbert::DistilBert),
             Box::new(mpnet::MpNet),
+            Box::new(modernbert::ModernBert),
             Box::new(altclip_text::AltClipText),
             Box::new(blip_text::BlipText),
             Box::new(t5::T5),
