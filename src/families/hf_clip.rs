@@ -8,12 +8,11 @@ use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::ProcessorClass;
 use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
-use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
 use crate::ops::Activation;
 use crate::project::{InputNorm, ProjectionConfig, ProjectionKind};
 use crate::towers::{
-    ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, PooledToken, PositionTable, PrefixTokens, TextAttention,
-    TextPooling, TextTowerConfig, TextTransformerConfig, VitConfig,
+    ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, PooledToken, TextAttention, TextPooling, TextTowerConfig,
+    TextTransformerConfig, VitConfig,
 };
 use crate::weights::Renames;
 use crate::{Error, Result};

@@ -11,12 +11,12 @@ use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::ProcessorClass;
 use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
-use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
+use crate::nn::PositionResize;
 use crate::ops::Activation;
 use crate::project::{ProjectionConfig, ProjectionKind};
 use crate::text::TokenRules;
 use crate::towers::{
-    ImagePooling, ImageTowerConfig, MapHeadConfig, OutputNorm, PooledToken, PositionTable, PrefixTokens, TextAttention,
+    ImagePooling, ImageTowerConfig, MapHeadConfig, PooledToken, PositionTable, PrefixTokens, TextAttention,
     TextPooling, TextTowerConfig, TextTransformerConfig, VitConfig,
 };
 use crate::weights::Renames;

@@ -4,12 +4,9 @@ use super::{Config, Families, Family, FamilySource, ImagePlan, Plan, ProcessorPl
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
 use crate::image::ProcessorClass;
-use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
+use crate::nn::QkvBias;
 use crate::ops::Activation;
-use crate::towers::{
-    ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens,
-    VitConfig,
-};
+use crate::towers::{ClassifierInput, ImagePooling, ImageTowerConfig, PatchStem, Pooler, PrefixTokens, VitConfig};
 use crate::weights::Renames;
 
 /// The family of `model_type` vit, deit.

@@ -6,11 +6,8 @@ use super::native::{self, choice};
 use super::part::{ImagePart, PartSource, Projection, unsupported};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
-use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
-use crate::towers::{
-    ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow,
-    VitConfig,
-};
+use crate::nn::PositionResize;
+use crate::towers::{ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, QueryPoolConfig, QueryPoolRow, VitConfig};
 
 /// What `vision_cfg` may say: the fields of `CLIPVisionCfg` (`model.py`).
 pub(super) const KNOWN: [&str; 34] = [

@@ -4,11 +4,9 @@
 use super::{Pool, PoolRules, Sizes, TimmSource, TimmTower};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
-use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
+use crate::nn::{PositionResize, QkvBias};
 use crate::ops::Activation;
-use crate::towers::{
-    ImagePooling, ImageTowerConfig, MapHeadConfig, OutputNorm, PatchStem, PositionTable, PrefixTokens, VitConfig,
-};
+use crate::towers::{ImagePooling, ImageTowerConfig, MapHeadConfig, PatchStem, PositionTable, PrefixTokens, VitConfig};
 use crate::weights::Renames;
 
 /// What a name stands for besides sizes.
