@@ -11,8 +11,8 @@ use serde_json::Value;
 use crate::encoder::{Built, ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig};
 use crate::image::{ImageInput, ImageProcessor, NaflexProcessor};
 use crate::loader::Loader;
-use crate::matching::MatchingConfig;
 use crate::logit_scale::{LogitConfig, LogitScale};
+use crate::matching::MatchingConfig;
 use crate::project::{LinearProject, ProjectionConfig};
 use crate::text::{TextTokenizer, TokenBatch};
 use crate::weights::{Parameters, Params, RandomSource, Stored};
@@ -216,9 +216,10 @@ impl ClipModel {
         Ok(Self {
             text: TextEncoder::from_parameters(config.text.clone(), tokenizer, text, device)?,
             image: ImageEncoder::from_parameters(config.image.clone(), processor, image, device)?,
-            heads: Built::new(parameters.without(&[ClipConfig::TEXT, ClipConfig::IMAGE, ClipConfig::MATCHING]), |params| {
-                config.build_heads(params)
-            })?,
+            heads: Built::new(
+                parameters.without(&[ClipConfig::TEXT, ClipConfig::IMAGE, ClipConfig::MATCHING]),
+                |params| config.build_heads(params),
+            )?,
             matching: parameters.under(ClipConfig::MATCHING).detached(),
             config,
             origin: None,

@@ -84,7 +84,9 @@ fn half_of_a_dual_encoder_loads_alone() {
 #[test]
 fn naflex_images_are_the_same_in_any_batch() {
     for golden in Golden::all() {
-        let (Some(batch), Ok(encoder)) = (golden.patches(), ImageEncoder::from_pretrained(golden.dir())) else { continue };
+        let (Some(batch), Ok(encoder)) = (golden.patches(), ImageEncoder::from_pretrained(golden.dir())) else {
+            continue;
+        };
         let all = encoder.forward_patches(&batch, Collect::Last).expect(&golden.name).pooled;
         for (i, &(rows, columns)) in batch.spatial_shapes.iter().enumerate() {
             // Alone, without its padding.
@@ -106,7 +108,8 @@ fn naflex_images_are_the_same_in_any_batch() {
         let (rows, columns) = found.spatial_shapes[0];
         let p = naflex.config().patch_size as usize;
         let cut = found.patches.narrow(1, 0, rows * columns).expect("patches");
-        let pixels = cut.reshape(&[1, rows, columns, p, p, 3][..]).and_then(|t| t.permute([0, 5, 1, 3, 2, 4].as_slice()));
+        let pixels =
+            cut.reshape(&[1, rows, columns, p, p, 3][..]).and_then(|t| t.permute([0, 5, 1, 3, 2, 4].as_slice()));
         let pixels = pixels.and_then(|t| t.contiguous()?.reshape((1, 3, rows * p, columns * p))).expect("pixels");
         assert!(relative_error(&encoder.pooled(&pixels).expect(&golden.name), &pooled) < 1e-5, "{}", golden.name);
     }

@@ -146,7 +146,8 @@ impl Config {
     /// When it is no id.
     pub fn id(&self, name: &str, default: u32) -> Result<u32> {
         if let Some(list @ Value::Array(ids)) = self.fields.get(name) {
-            let id = ids.first().filter(|_| ids.len() == 1).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+            let id =
+                ids.first().filter(|_| ids.len() == 1).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
             return id.ok_or_else(|| self.wrong(name, list, "one token id"));
         }
         self.read(name, "a token id")?.map_or(Ok(default), Ok)

@@ -8,12 +8,11 @@ use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::ProcessorClass;
 use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
-use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
 use crate::ops::Activation;
 use crate::project::{InputNorm, ProjectionConfig, ProjectionKind};
 use crate::towers::{
-    ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, PooledToken, PositionTable, PrefixTokens, TextAttention, TextPooling,
-    TextTowerConfig, TextTransformerConfig, VitConfig,
+    ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, PooledToken, TextAttention, TextPooling, TextTowerConfig,
+    TextTransformerConfig, VitConfig,
 };
 use crate::weights::Renames;
 use crate::{Error, Result};
@@ -135,23 +134,10 @@ pub(super) fn image(config: &Config, processor: ProcessorClass) -> Result<ImageP
         num_channels: config.size("num_channels", 3)?,
         patch_bias: false,
         stem: PatchStem::Patches,
-        qkv_bias: QkvBias::All,
-        norm: NormPosition::Pre,
-        extras: Vec::new(),
-        prefix_tokens: PrefixTokens::Class,
-        positions: PositionTable::All,
-        position_resize: PositionResize::Bicubic,
         norm_embeddings: true,
         output_norm: OutputNorm::Pooled,
-        layer_scale: None,
-        mlp: MlpKind::Plain,
-        pooler: None,
-        map_head: None,
-        query_pool: None,
-        classifier: None,
-        rope: None,
-        num_labels: 0,
         initializer_range: config.number("initializer_range", 0.02)?,
+        ..VitConfig::default()
     };
     let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling: ImagePooling::Cls };
     let processor = ProcessorPlan::Folder(processor);

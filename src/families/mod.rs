@@ -17,8 +17,10 @@ mod distilbert;
 mod hf_clip;
 mod m2m100;
 mod metaclip_2;
+mod modernbert;
 mod mpnet;
 mod open_clip;
+mod sentence_transformers;
 mod siglip;
 mod t5;
 mod timm;
@@ -26,6 +28,7 @@ mod vision_text;
 mod vit;
 
 pub use config::Config;
+pub(crate) use sentence_transformers::SentenceTransformer;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -215,6 +218,7 @@ impl Default for Families {
             Box::new(bert::Bert),
             Box::new(distilbert::DistilBert),
             Box::new(mpnet::MpNet),
+            Box::new(modernbert::ModernBert),
             Box::new(altclip_text::AltClipText),
             Box::new(blip_text::BlipText),
             Box::new(t5::T5),

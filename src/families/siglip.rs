@@ -30,14 +30,7 @@ const EXTRAS: [&str; 1] = ["*position_ids"];
 
 impl Family for Siglip {
     fn model_types(&self) -> &[&str] {
-        &[
-            "siglip",
-            "siglip_text_model",
-            "siglip_vision_model",
-            "siglip2",
-            "siglip2_text_model",
-            "siglip2_vision_model",
-        ]
+        &["siglip", "siglip_text_model", "siglip_vision_model", "siglip2", "siglip2_text_model", "siglip2_vision_model"]
     }
 
     fn plan(&self, _: &Families, source: &FamilySource<'_>) -> Result<Plan> {
@@ -134,13 +127,21 @@ fn image(config: &Config, naflex: bool) -> Result<ImagePlan> {
         (config.size("num_attention_heads", 12)?, config.size("intermediate_size", 3072)?);
     let head = config.flag("vision_use_head", true)?;
     let tower = VitConfig {
+        hidden_size: config.size("hidden_size", 768)?,
+        num_hidden_layers: config.size("num_hidden_layers", 12)?,
+        num_attention_heads,
+        intermediate_size,
         hidden_act: config.activation("hidden_act", Activation::GeluTanh)?,
+        layer_norm_eps: config.number("layer_norm_eps", 1e-6)?,
         image_size,
+        patch_size,
+        num_channels: config.size("num_channels", 3)?,
         prefix_tokens: PrefixTokens::None,
         positions: PositionTable::Patches,
         position_resize: if naflex { PositionResize::BilinearAntialias } else { PositionResize::Bicubic },
         map_head: head.then_some(MapHeadConfig { num_attention_heads, intermediate_size }),
-        ..super::vit::base(config, 16, 1e-6)?
+        initializer_range: config.number("initializer_range", 0.02)?,
+        ..VitConfig::default()
     };
     let renames = Renames::new(&[("^vision_model", "")], &EXTRAS)?;
     let renames = ["weight", "bias"].iter().try_fold(renames, |renames, kind| {
@@ -162,6 +163,7 @@ pub(super) fn to_hugging_face(config: &ClipConfig, pad_id: u32) -> Option<Value>
     let (image, naflex) = match &config.image.tower {
         ImageTowerConfig::Vit(image) => (image, false),
         ImageTowerConfig::Naflex(image) => (image, true),
+        #[allow(unreachable_patterns)]
         _ => return None,
     };
     let family = if naflex { "siglip2" } else { "siglip" };

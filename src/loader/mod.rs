@@ -9,9 +9,12 @@ use serde_json::Value;
 
 use crate::Inspection;
 use crate::encoder::{ImageEncoder, TextEncoder};
-use crate::families::{ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, ProcessorPlan, Role, TextPlan};
+use crate::families::{
+    ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, ProcessorPlan, Role, SentenceTransformer, TextPlan,
+};
 use crate::image::{
-    DecodeOptions, Filter, ImageProcessor, ImageProcessorConfig, ImageSize, NaflexConfig, NaflexProcessor, Resize, ResizeTo,
+    DecodeOptions, Filter, ImageProcessor, ImageProcessorConfig, ImageSize, NaflexConfig, NaflexProcessor, Resize,
+    ResizeTo,
 };
 use crate::model::{ClipConfig, ClipModel, Origin};
 use crate::text::TextTokenizer;
@@ -228,6 +231,8 @@ impl Loader {
 
     fn open(&self, id_or_dir: &str) -> Result<(Plan, Files)> {
         let folder = weights::resolve(id_or_dir, &self.hub)?;
+        let sentences = SentenceTransformer::of(&folder)?;
+        let folder = sentences.as_ref().map_or(Ok(folder), |sentences| Folder::open(&sentences.transformer))?;
         let (config, layout) = self.configuration(&folder)?;
         // The hub was asked for the layout that the files suggest, before it was known that no family reads it.
         let folder = match layout == folder.layout()? {
@@ -244,7 +249,10 @@ impl Loader {
         };
         let shapes = checkpoint.as_ref().map(shape);
         let tensors = shapes.as_ref().map(|shapes| shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect());
-        let plan = self.families.plan(&FamilySource { config: config.clone(), tensors, role: Role::Alone })?;
+        let mut plan = self.families.plan(&FamilySource { config: config.clone(), tensors, role: Role::Alone })?;
+        if let Some(sentences) = sentences {
+            sentences.apply(&mut plan);
+        }
         let config_file = config.path().to_path_buf();
         Ok((plan, Files { folder, config: config.to_value(), config_file, checkpoint }))
     }

@@ -3,6 +3,7 @@
 mod bert;
 mod bert_cross;
 mod m2m100;
+mod modernbert;
 mod pooling;
 mod relative;
 mod t5;
@@ -12,6 +13,7 @@ mod vit;
 pub use bert::{BertConfig, BertHead, Positions};
 pub use bert_cross::CrossBert;
 pub use m2m100::M2m100Config;
+pub use modernbert::{BiasedLayers, ModernBertConfig, Sight};
 pub use relative::RelativePositions;
 pub use t5::T5Config;
 mod convnext;
@@ -179,8 +181,6 @@ pooling_names!(
 pub enum ImageTowerConfig {
     /// Vision transformer: ViT, DeiT, DINOv2, CLIP's.
     Vit(VitConfig),
-    /// Vision transformer over images that keep their proportions: SigLIP 2's NaFlex.
-    Naflex(VitConfig),
     /// CLIP's ResNet, whose pooler is attention.
     #[serde(rename = "resnet")]
     ResNet(ResNetConfig),
@@ -190,6 +190,8 @@ pub enum ImageTowerConfig {
     /// FastViT, of MobileCLIP.
     #[serde(rename = "fastvit")]
     FastVit(FastVitConfig),
+    /// Vision transformer over images that keep their proportions: SigLIP 2's NaFlex.
+    Naflex(VitConfig),
 }
 
 impl ImageTowerConfig {
@@ -200,10 +202,10 @@ impl ImageTowerConfig {
     pub fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
         match self {
             Self::Vit(config) => Ok(Box::new(vit::Vit::new(params, config, pooling)?)),
-            Self::Naflex(config) => Ok(Box::new(vit::Naflex::new(params, config, pooling)?)),
             Self::ResNet(config) => Ok(Box::new(resnet::ResNet::new(params, config, pooling)?)),
             Self::ConvNext(config) => Ok(Box::new(convnext::ConvNext::new(params, config, pooling)?)),
             Self::FastVit(config) => Ok(Box::new(fastvit::FastVit::new(params, config, pooling)?)),
+            Self::Naflex(config) => Ok(Box::new(vit::Naflex::new(params, config, pooling)?)),
         }
     }
 
@@ -218,8 +220,8 @@ impl ImageTowerConfig {
         }
     }
 
-    /// Side of the square input in pixels that the position embeddings (or the tower, if it has none) are made for;
-    /// of a NaFlex tower, of the square image whose patches its table fits.
+    /// Side of the square input in pixels that the position embeddings (or the tower, if it has none) are made for; of a NaFlex
+    /// tower, of the square image whose patches its table fits.
     #[must_use]
     pub fn image_size(&self) -> usize {
         match self {
@@ -238,6 +240,8 @@ impl ImageTowerConfig {
 pub enum TextTowerConfig {
     /// BERT, RoBERTa, XLM-RoBERTa, DistilBERT, MPNet.
     Bert(BertConfig),
+    /// ModernBERT.
+    ModernBert(ModernBertConfig),
     /// The encoder half of T5 and mT5.
     T5(T5Config),
     /// The encoder half of M2M100 and NLLB.
@@ -254,6 +258,7 @@ impl TextTowerConfig {
     pub fn build(&self, params: &Params, pooling: TextPooling) -> Result<Box<dyn TextTower>> {
         match self {
             Self::Bert(config) => Ok(Box::new(bert::Bert::new(params, config, pooling)?)),
+            Self::ModernBert(config) => Ok(Box::new(modernbert::ModernBert::new(params, config, pooling)?)),
             Self::T5(config) => Ok(Box::new(t5::T5::new(params, config, pooling)?)),
             Self::M2m100(config) => Ok(Box::new(m2m100::M2m100::new(params, config, pooling)?)),
             Self::TextTransformer(config) => {
@@ -267,6 +272,7 @@ impl TextTowerConfig {
     pub fn pooled_size(&self) -> usize {
         match self {
             Self::Bert(config) => config.output_size(),
+            Self::ModernBert(config) => config.hidden_size,
             Self::T5(config) => config.hidden_size,
             Self::M2m100(config) => config.hidden_size,
             Self::TextTransformer(config) => config.head_size.unwrap_or(config.hidden_size),
@@ -278,6 +284,7 @@ impl TextTowerConfig {
     pub fn vocab_size(&self) -> usize {
         match self {
             Self::Bert(config) => config.vocab_size,
+            Self::ModernBert(config) => config.vocab_size,
             Self::T5(config) => config.vocab_size,
             Self::M2m100(config) => config.vocab_size,
             Self::TextTransformer(config) => config.vocab_size,
@@ -288,7 +295,7 @@ impl TextTowerConfig {
     #[must_use]
     pub fn reads_padding(&self, pooling: TextPooling) -> bool {
         match self {
-            Self::Bert(_) | Self::T5(_) | Self::M2m100(_) => false,
+            Self::Bert(_) | Self::ModernBert(_) | Self::T5(_) | Self::M2m100(_) => false,
             Self::TextTransformer(config) => config.attention == TextAttention::Full || pooling == TextPooling::Last,
         }
     }
@@ -298,6 +305,7 @@ impl TextTowerConfig {
     pub fn context_length(&self) -> usize {
         match self {
             Self::Bert(config) => config.context_length(),
+            Self::ModernBert(config) => config.max_position_embeddings,
             Self::T5(config) => config.context_length,
             Self::M2m100(config) => config.max_position_embeddings,
             Self::TextTransformer(config) => config.context_length,

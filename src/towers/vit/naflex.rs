@@ -34,7 +34,10 @@ impl Naflex {
     pub(in crate::towers) fn new(params: &Params, config: &VitConfig, pooling: ImagePooling) -> Result<Self> {
         config.check()?;
         if config.prefix_tokens != PrefixTokens::None || config.positions != PositionTable::Patches {
-            return Err(Error::argument("prefix_tokens", "a NaFlex tower has patches alone, all of them with positions"));
+            return Err(Error::argument(
+                "prefix_tokens",
+                "a NaFlex tower has patches alone, all of them with positions",
+            ));
         }
         let size = config.hidden_size;
         let init = Init::Normal { std: config.initializer_range as f32 };
