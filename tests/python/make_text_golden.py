@@ -297,6 +297,89 @@ def open_clip_hf_nllb():
                      hf_proj_type="linear")
 
 
+# ------------------------------------------------------------------------------------------------- sentence-transformers
+def sentence_folder(name, model, tokenizer, mode, max_seq_length, lower=False, normalize=False, arrange=None):
+    """What sentence-transformers saves for a transformer, a pooling and perhaps a normalisation; `arrange` makes an older
+    layout of it. The pooled output is what its Pooling module gives; ids are those of its own tokenisation."""
+    import sentence_transformers as st
+    from sentence_transformers.models import Normalize, Pooling, Transformer
+
+    torch.manual_seed(zlib.crc32(name.encode()))
+    folder = GOLDEN / name
+    shutil.rmtree(folder, ignore_errors=True)
+    plain = GOLDEN / (name + "_plain")
+    base.randomise(model)
+    model.save_pretrained(plain)
+    tokenizer.save_pretrained(plain)
+    transformer = Transformer(str(plain), max_seq_length=max_seq_length, do_lower_case=lower)
+    modules = [transformer, Pooling(model.config.hidden_size, pooling_mode=mode)] + [Normalize()] * normalize
+    st.SentenceTransformer(modules=modules, device="cpu").save(str(folder), create_model_card=False)
+    shutil.rmtree(plain)
+    if arrange:
+        arrange(folder)
+    if lower:  # versions before 6 kept the length here, not in the tokenizer's file
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_seq_length, "do_lower_case": True}) + "\n")
+        tokenizer.save_pretrained(folder)
+
+    again = st.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    again[0].auto_model.set_attn_implementation("eager")
+    inputs = inputs_for(tokenizer, (8, 5, 7))
+    with torch.no_grad():
+        states = again[0].auto_model.eval()(**inputs, output_hidden_states=True)
+        pooled = again[1]({"token_embeddings": states.last_hidden_state, **inputs})["sentence_embedding"]
+        features = again[0]({**inputs})
+    assert torch.equal(features["token_embeddings"], states.last_hidden_state)
+    tensors = {**inputs, **base.tower_outputs("text", states, pooled)}
+    texts = base.SAMPLE_TEXTS
+    with torch.no_grad():
+        tensors["sentence_embedding"] = torch.tensor(again.encode(texts))
+    save_file({key: value.clone().contiguous() for key, value in tensors.items()}, folder / "golden.safetensors")
+    batch = again.tokenize(texts)
+    facts = {"model": "SentenceTransformer", "sample_texts": texts, "sample_input_ids": batch["input_ids"].tolist()}
+    (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
+
+
+@golden
+def sentence_mean():
+    """The commonest form: MPNet, mean, a shorter length, normalised rows."""
+    sentence_folder("sentence_mean", tf.MPNetModel(mpnet_config()), mpnet_tokenizer(), "mean", 10, normalize=True)
+
+
+@golden
+def sentence_cls():
+    """A flag for each mode, as versions before 6 wrote it, and lower case."""
+    def arrange(folder):
+        path = folder / "1_Pooling" / "config.json"
+        flags = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
+        config = {"word_embedding_dimension": 16} | {f"pooling_mode_{flag}": flag == "cls_token" for flag in flags}
+        path.write_text(json.dumps(config | {"include_prompt": True}) + "\n")
+
+    size = base.text_size(len(base.roberta_tokenizer()), layer_norm_eps=1e-5, type_vocab_size=1, max_position_embeddings=CONTEXT + 2)
+    model = tf.RobertaModel(tf.RobertaConfig(**size), add_pooling_layer=False)
+    sentence_folder("sentence_cls", model, base.roberta_tokenizer(), "cls", 12, lower=True, arrange=arrange)
+
+
+@golden
+def sentence_max():
+    """The transformer in a folder of its own."""
+    def arrange(folder):
+        inner = folder / "0_Transformer"
+        inner.mkdir()
+        for path in list(folder.iterdir()):
+            if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json", "README.md"):
+                path.rename(inner / path.name)
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[0]["path"] = "0_Transformer"
+        (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
+
+    sentence_folder("sentence_max", tf.DistilBertModel(distilbert_config()), bert_tokenizer(), "max", None, arrange=arrange)
+
+
+@golden
+def sentence_last():
+    sentence_folder("sentence_last", tf.BertModel(base.bert_config()), bert_tokenizer(), "lasttoken", None)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
