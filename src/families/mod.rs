@@ -17,6 +17,7 @@ mod mpnet;
 mod open_clip;
 mod sentence_transformers;
 mod t5;
+mod timm;
 mod vision_text;
 mod vit;
 
