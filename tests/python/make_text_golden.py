@@ -221,6 +221,7 @@ def modernbert_biases():
 # --------------------------------------------------------------------------------------- Hugging Face towers in open_clip
 def open_clip_folder(name, hf_name, config, tokenizer, **text_cfg):
     """A model whose text tower is named `hf_name` and has the sizes of `config`, as open_clip builds, saves and computes it."""
+    from make_open_clip_golden import states, without
     from open_clip.model import CustomTextCLIP
 
     name = "open_clip_hf_" + name
@@ -244,16 +245,19 @@ def open_clip_folder(name, hf_name, config, tokenizer, **text_cfg):
 
     inputs = inputs_for(tokenizer)
     # The reference masks its padding id, whatever a tokenizer says.
-    inputs["input_ids"][inputs["attention_mask"] == 0] = config.pad_token_id
+    assert torch.equal(inputs["input_ids"] != config.pad_token_id, inputs["attention_mask"] == 1)
     pixels = torch.randn(3, 3, 8, 8)
 
     @torch.no_grad()
     def run(model, pixels):
-        text = model.text
-        states = text.transformer(**inputs, output_hidden_states=True)
+        text, visual = model.text, model.visual
+        tokens = text.transformer(**inputs, output_hidden_states=True)
+        patches = states(visual.transformer, lambda: visual(pixels))
+        image = {f"image.hidden_states.{i}": state for i, state in enumerate(patches)}
+        image |= {"image.last_hidden_state": patches[-1], "image.pooled": without(visual, "proj", lambda: visual(pixels))}
         features = model.encode_text(inputs["input_ids"]), model.encode_image(pixels)
         embeds = [torch.nn.functional.normalize(feature, dim=-1) for feature in features]
-        return {**base.tower_outputs("text", states, text.pooler(states, inputs["attention_mask"])),
+        return {**base.tower_outputs("text", tokens, text.pooler(tokens, inputs["attention_mask"])), **image,
                 "text_features": features[0], "image_features": features[1], "text_embeds": embeds[0], "image_embeds": embeds[1],
                 "logits_per_image": model.logit_scale.exp() * embeds[1] @ embeds[0].T, "logit_scale": model.logit_scale.detach()}
 
@@ -284,8 +288,8 @@ def open_clip_hf_xlmr():
 
 @golden
 def open_clip_hf_mt5():
-    config = tf.MT5Config(**t5_size(pad_token_id=0))
-    open_clip_folder("mt5", "google/mt5-base", config, xlmr_tokenizer(), hf_pooler_type="mean_pooler")
+    config = tf.MT5Config(**t5_size(pad_token_id=0, vocab_size=len(bert_tokenizer())))
+    open_clip_folder("mt5", "google/mt5-base", config, bert_tokenizer(), hf_pooler_type="mean_pooler")
 
 
 @golden
