@@ -4,6 +4,7 @@ mod bert;
 mod convnext;
 mod fastvit;
 mod resnet;
+mod swin;
 mod text_transformer;
 mod vit;
 
@@ -11,6 +12,7 @@ pub use bert::{BertConfig, Positions};
 pub use convnext::{ConvNextConfig, ConvNextStageConfig};
 pub use fastvit::{AttentionNorm, BranchForm, Downsample, FastVitConfig, FastVitStageConfig, TokenMixer};
 pub use resnet::ResNetConfig;
+pub use swin::{SwinConfig, SwinStageConfig};
 pub use text_transformer::{PooledToken, TextAttention, TextTransformerConfig};
 pub use vit::{
     ClassifierInput, MapHeadConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens, QueryPoolConfig,
@@ -156,6 +158,8 @@ pub enum ImageTowerConfig {
     /// FastViT, of MobileCLIP.
     #[serde(rename = "fastvit")]
     FastVit(FastVitConfig),
+    /// Swin, whose attention stays inside of windows.
+    Swin(SwinConfig),
 }
 
 impl ImageTowerConfig {
@@ -169,6 +173,7 @@ impl ImageTowerConfig {
             Self::ResNet(config) => Ok(Box::new(resnet::ResNet::new(params, config, pooling)?)),
             Self::ConvNext(config) => Ok(Box::new(convnext::ConvNext::new(params, config, pooling)?)),
             Self::FastVit(config) => Ok(Box::new(fastvit::FastVit::new(params, config, pooling)?)),
+            Self::Swin(config) => Ok(Box::new(swin::Swin::new(params, config, pooling)?)),
         }
     }
 
@@ -180,6 +185,7 @@ impl ImageTowerConfig {
             Self::ResNet(config) => config.output_size,
             Self::ConvNext(config) => config.hidden_size(),
             Self::FastVit(config) => config.output_size,
+            Self::Swin(config) => config.pooled_size(),
         }
     }
 
@@ -191,6 +197,7 @@ impl ImageTowerConfig {
             Self::ResNet(config) => config.image_size,
             Self::ConvNext(config) => config.image_size,
             Self::FastVit(config) => config.image_size,
+            Self::Swin(config) => config.image_size,
         }
     }
 }
