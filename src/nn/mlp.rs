@@ -44,14 +44,17 @@ impl Mlp {
             let norm = config.extras.contains(&extra);
             norm.then(|| LayerNorm::new(&params.pp(name), size, config.layer_norm_eps)).transpose()
         };
+        let bias = !config.extras.contains(&BlockExtra::MlpWithoutBias);
+        let linear = |name: &str, input: usize, output: usize| match bias {
+            true => Linear::new(&params.pp(name), input, output, init),
+            false => Linear::without_bias(&params.pp(name), input, output, init),
+        };
         Ok(Self {
             input_norm: norm(BlockExtra::MlpInputNorm, "input_norm", size)?,
-            gate: (config.mlp == MlpKind::Gated)
-                .then(|| Linear::new(&params.pp("gate"), size, inner, init))
-                .transpose()?,
-            fc1: Linear::new(&params.pp("fc1"), size, inner, init)?,
+            gate: (config.mlp == MlpKind::Gated).then(|| linear("gate", size, inner)).transpose()?,
+            fc1: linear("fc1", size, inner)?,
             norm: norm(BlockExtra::MlpNorm, "norm", inner)?,
-            fc2: Linear::new(&params.pp("fc2"), inner, size, init)?,
+            fc2: linear("fc2", inner, size)?,
             activation: config.hidden_act,
         })
     }

@@ -51,7 +51,8 @@ impl ConvNextConfig {
     }
 
     fn check(&self) -> Result<()> {
-        let sizes = [("num_channels", self.num_channels), ("patch_size", self.patch_size)];
+        let sizes =
+            [("num_channels", self.num_channels), ("patch_size", self.patch_size), ("image_size", self.image_size)];
         check_sizes(self.hidden_size(), 1, self.layer_norm_eps, &sizes)?;
         if self.kernel_size.is_multiple_of(2) || self.kernel_size > 1 << 8 || self.patch_size > 1 << 8 {
             let message = format!("{} is not odd, or patch_size {} is too large", self.kernel_size, self.patch_size);

@@ -123,7 +123,12 @@ impl FastVitConfig {
                 TokenMixer::RepMixer => 1,
                 TokenMixer::Attention => stage.width.checked_div(self.head_size).unwrap_or(0),
             };
-            check_sizes(stage.width, heads, BatchNorm2d::EPS, &[("intermediate_size", stage.intermediate_size)])?;
+            let squeeze_size = match stage.downsample {
+                Downsample::SqueezeExcite { squeeze_size } => squeeze_size,
+                Downsample::None | Downsample::Convolution => 1,
+            };
+            let sizes = [("intermediate_size", stage.intermediate_size), ("squeeze_size", squeeze_size)];
+            check_sizes(stage.width, heads, BatchNorm2d::EPS, &sizes)?;
             if stage.position_kernel.is_some_and(|size| size.is_multiple_of(2) || size > 1 << 8) {
                 return Err(Error::argument("position_kernel", "is not odd, or above 255"));
             }

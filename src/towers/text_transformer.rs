@@ -126,8 +126,9 @@ impl TextTransformer {
             ("max_position_embeddings", config.context_length),
         ];
         check_sizes(config.hidden_size, config.num_attention_heads, config.layer_norm_eps, &sizes)?;
-        if pooling == TextPooling::Pooler {
-            return Err(Error::argument("text pooling", "CLIP's text tower has no pooler; use eos, mean or cls"));
+        if !matches!(pooling, TextPooling::Eos | TextPooling::Mean | TextPooling::Cls) {
+            let message = format!("CLIP's text tower has no {pooling} pooling; use eos, mean or cls");
+            return Err(Error::argument("text pooling", message));
         }
         let size = config.hidden_size;
         if config.head_size.is_some_and(|head| head == 0 || head > 1 << 24) {
@@ -243,7 +244,7 @@ impl TextTransformer {
                 let found = tokens.first_position_of(id).into_iter().enumerate();
                 Ok(Some(found.map(|(row, p)| p.ok_or_else(|| missing(row))).collect::<Result<_>>()?))
             }
-            (TextPooling::Mean | TextPooling::Pooler, _) => Ok(None),
+            _ => Ok(None),
         }
     }
 }
