@@ -24,7 +24,9 @@ impl Golden {
     pub fn all() -> Vec<Golden> {
         let entries = std::fs::read_dir(golden_root()).expect("tests/golden is there");
         let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("readable").path()).collect();
-        paths.retain(|path| path.join("golden.safetensors").is_file() && path.join("config.json").is_file());
+        let has = |path: &PathBuf, file: &str| path.join(file).is_file();
+        let is_model = |path: &PathBuf| has(path, "config.json") || has(path, "open_clip_config.json");
+        paths.retain(|path| has(path, "golden.safetensors") && is_model(path));
         paths.sort();
         assert!(paths.len() >= 30, "golden folders are missing: {} found", paths.len());
         let goldens = paths.into_iter().map(Golden::open);
