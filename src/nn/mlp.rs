@@ -40,13 +40,16 @@ impl Mlp {
         let (size, inner) = (config.hidden_size, config.intermediate_size);
         let init = Init::Normal { std: config.initializer_range };
         let norm = config.extras.contains(&BlockExtra::MlpNorm);
+        let linear = |name: &str, input: usize, output: usize| match config.extras.contains(&BlockExtra::MlpWithoutBias)
+        {
+            true => Linear::without_bias(&params.pp(name), input, output, init),
+            false => Linear::new(&params.pp(name), input, output, init),
+        };
         Ok(Self {
-            gate: (config.mlp == MlpKind::Gated)
-                .then(|| Linear::new(&params.pp("gate"), size, inner, init))
-                .transpose()?,
-            fc1: Linear::new(&params.pp("fc1"), size, inner, init)?,
+            gate: (config.mlp == MlpKind::Gated).then(|| linear("gate", size, inner)).transpose()?,
+            fc1: linear("fc1", size, inner)?,
             norm: norm.then(|| LayerNorm::new(&params.pp("norm"), inner, config.layer_norm_eps)).transpose()?,
-            fc2: Linear::new(&params.pp("fc2"), inner, size, init)?,
+            fc2: linear("fc2", inner, size)?,
             activation: config.hidden_act,
         })
     }

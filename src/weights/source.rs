@@ -27,6 +27,7 @@ pub struct CheckpointSource {
     dtype: DType,
     device: Device,
     trainable: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    header_only: bool,
 }
 
 struct Known {
@@ -71,7 +72,15 @@ impl CheckpointSource {
                 same.retain(|&(i, _)| !known[i].ignored);
             }
         }
-        Self { checkpoint, known, ours, dtype: DType::F32, device: Device::Cpu, trainable: Box::new(|_| false) }
+        Self {
+            checkpoint,
+            known,
+            ours,
+            dtype: DType::F32,
+            device: Device::Cpu,
+            trainable: Box::new(|_| false),
+            header_only: false,
+        }
     }
 
     /// Converts every tensor to `dtype`.
@@ -92,6 +101,13 @@ impl CheckpointSource {
     #[must_use]
     pub fn trainable(mut self, trainable: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         self.trainable = Box::new(trainable);
+        self
+    }
+
+    /// Checks names and shapes and reads no weight: every tensor is zeros that take no memory.
+    #[must_use]
+    pub fn header_only(mut self) -> Self {
+        self.header_only = true;
         self
     }
 
@@ -135,6 +151,19 @@ impl CheckpointSource {
         unused.map(|known| known.name.clone()).collect()
     }
 
+    /// The tensors, in the checkpoint's spelling, that were asked for.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        let asked = self.known.iter().filter(|known| known.asked.load(Ordering::Relaxed) != 0);
+        asked.map(|known| known.name.clone()).collect()
+    }
+
+    /// The tensors, in the checkpoint's spelling, that were never asked for and are known extras.
+    #[must_use]
+    pub fn extras(&self) -> Vec<String> {
+        let extras = self.known.iter().filter(|known| known.ignored && known.asked.load(Ordering::Relaxed) == 0);
+        extras.map(|known| known.name.clone()).collect()
+    }
+
     fn find(&self, name: &str) -> std::result::Result<(&str, View), String> {
         let Some(same) = self.ours.get(name) else { return Err(self.missing(name)) };
         for &(i, view) in same {
@@ -164,6 +193,9 @@ impl CheckpointSource {
     }
 
     fn load(&self, name: &str, file_name: &str, view: View, shape: &[usize]) -> Result<Tensor> {
+        if self.header_only {
+            return Ok(Tensor::zeros((), self.dtype, &Device::Cpu)?.broadcast_as(shape)?);
+        }
         let values = self.checkpoint.values(file_name, self.dtype)?;
         let trainable = (self.trainable)(name);
         if view == View::Whole {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
+use crate::Inspection;
 use crate::encoder::{ImageEncoder, TextEncoder};
 use crate::families::{ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, ProcessorPlan, Role, TextPlan};
 use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig};
@@ -18,6 +19,8 @@ use crate::weights::{
     Renames, Stored,
 };
 use crate::{Error, Result};
+
+mod inspect;
 
 /// What open_clip calls its configuration and its weights (reference: `constants.py` of open_clip).
 const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
@@ -214,6 +217,17 @@ impl Loader {
         })
     }
 
+    /// What the folder holds, from its configuration and the headers of its files: no weight is read. What keeps it from loading
+    /// is in [`Inspection::problems`].
+    ///
+    /// # Errors
+    /// When there is no such folder or no readable configuration in it, or no family that reads it.
+    pub fn inspect(&self, id_or_dir: &str) -> Result<Inspection> {
+        let loader = Self { random: None, ..self.clone() };
+        let (plan, files) = loader.open(id_or_dir)?;
+        inspect::inspect(&loader, plan, &files)
+    }
+
     fn open(&self, id_or_dir: &str) -> Result<(Plan, Files)> {
         let folder = weights::resolve(id_or_dir, &self.hub)?;
         let (config, weights) = self.configuration(&folder)?;
@@ -229,7 +243,8 @@ impl Loader {
         let shapes = checkpoint.as_ref().map(shape);
         let tensors = shapes.as_ref().map(|shapes| shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect());
         let plan = self.families.plan(&FamilySource { config: config.clone(), tensors, role: Role::Alone })?;
-        Ok((plan, Files { folder, config: config.to_value(), checkpoint }))
+        let config_file = config.path().to_path_buf();
+        Ok((plan, Files { folder, config: config.to_value(), config_file, checkpoint }))
     }
 
     /// The configuration of the folder and, where its name is not the usual one, the file of its weights. A folder that holds
@@ -302,9 +317,7 @@ impl Loader {
     ) -> Result<(Parameters, Option<Branches>)> {
         let name = files.folder.path().display().to_string();
         // A size that no tower can have was read from the folder's configuration.
-        let collect = |params: &Params| {
-            collect(params).map_err(|error| Error::file(files.folder.path().join("config.json"), error))
-        };
+        let collect = |params: &Params| collect(params).map_err(|error| Error::file(&files.config_file, error));
         let Some(checkpoint) = &files.checkpoint else {
             let params = Params::new(RandomSource::new(self.random.unwrap_or(0), self.dtype, &self.device));
             collect(&params)?;
@@ -339,6 +352,7 @@ impl Loader {
 struct Files {
     folder: Folder,
     config: Value,
+    config_file: std::path::PathBuf,
     checkpoint: Option<Arc<Checkpoint>>,
 }
 
