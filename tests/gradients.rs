@@ -26,7 +26,7 @@ fn check(what: &str, objective: &Tensor, parameters: &diptych::weights::Paramete
     let gradients = objective.backward().expect(what);
     for (name, tensor) in parameters.iter() {
         let gradient = gradients.get(tensor);
-        if !trainable(name) {
+        if !trainable(name) || parameters.is_buffer(name) {
             assert!(gradient.is_none(), "{what}: frozen {name} got a gradient");
             continue;
         }

@@ -15,6 +15,7 @@ mod m2m100;
 mod mpnet;
 mod open_clip;
 mod t5;
+mod timm;
 mod vision_text;
 mod vit;
 

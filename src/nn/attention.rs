@@ -49,6 +49,8 @@ pub enum BlockExtra {
     HeadSize(usize),
     /// Scores are not divided by √D (T5, which has that in its weights).
     UnscaledScores,
+    /// A LayerNorm of the MLP's own before its first layer, `mlp.input_norm` (ViTamin, behind the block's norm).
+    MlpInputNorm,
 }
 
 /// The form of an attention.

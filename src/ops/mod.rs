@@ -14,6 +14,8 @@ mod activation;
 mod add_row;
 mod attention;
 mod attention_mask;
+mod conv2d;
+mod depthwise_conv2d;
 mod embedding;
 mod kernel;
 mod l2_normalize;
@@ -27,11 +29,14 @@ mod scale_row;
 mod select_tokens;
 mod simd;
 mod symmetric_cross_entropy;
+mod window;
 
 pub use activation::{Activation, activate};
 pub use add_row::add_row;
 pub use attention::attention;
 pub use attention_mask::{AttentionMask, AttentionPattern};
+pub use conv2d::conv2d;
+pub use depthwise_conv2d::{average_pool2d, depthwise_conv2d};
 pub use embedding::embedding;
 pub use l2_normalize::l2_normalize;
 pub use layer_norm::layer_norm;
@@ -42,6 +47,7 @@ pub use rotary::{RotaryPairs, rotary};
 pub use scale_row::scale_row;
 pub use select_tokens::select_tokens;
 pub use symmetric_cross_entropy::symmetric_cross_entropy;
+pub use window::Window;
 
 use candle_core::Tensor;
 

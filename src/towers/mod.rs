@@ -14,10 +14,17 @@ pub use bert_cross::CrossBert;
 pub use m2m100::M2m100Config;
 pub use relative::RelativePositions;
 pub use t5::T5Config;
+mod convnext;
+mod fastvit;
+mod resnet;
+
+pub use convnext::{ConvNextConfig, ConvNextStageConfig};
+pub use fastvit::{AttentionNorm, BranchForm, Downsample, FastVitConfig, FastVitStageConfig, TokenMixer};
+pub use resnet::ResNetConfig;
 pub use text_transformer::{PooledToken, TextAttention, TextTransformerConfig};
 pub use vit::{
-    ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow,
-    VitConfig,
+    ClassifierInput, MapHeadConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens, QueryPoolConfig,
+    QueryPoolRow, VitConfig,
 };
 
 use candle_core::Tensor;
@@ -43,7 +50,8 @@ pub struct TowerOutput {
     pub last_hidden_state: Tensor,
     /// One row an item (B,E); (B, labels) where the pooling is the classifier's logits.
     pub pooled: Tensor,
-    /// The embeddings' output, then each block's output (layers + 1 of them, each (B,L,E)); empty unless asked for.
+    /// The embeddings' output, then each block's output (layers + 1 of them, each (B,L,E)); of a convolutional tower the stem's
+    /// and each stage's map, whose sizes differ. Empty unless asked for.
     pub hidden_states: Vec<Tensor>,
 }
 
@@ -158,6 +166,15 @@ pooling_names!(
 pub enum ImageTowerConfig {
     /// Vision transformer: ViT, DeiT, DINOv2, CLIP's.
     Vit(VitConfig),
+    /// CLIP's ResNet, whose pooler is attention.
+    #[serde(rename = "resnet")]
+    ResNet(ResNetConfig),
+    /// ConvNeXt; its mean is normed after pooling.
+    #[serde(rename = "convnext")]
+    ConvNext(ConvNextConfig),
+    /// FastViT, of MobileCLIP.
+    #[serde(rename = "fastvit")]
+    FastVit(FastVitConfig),
 }
 
 impl ImageTowerConfig {
@@ -168,6 +185,9 @@ impl ImageTowerConfig {
     pub fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
         match self {
             Self::Vit(config) => Ok(Box::new(vit::Vit::new(params, config, pooling)?)),
+            Self::ResNet(config) => Ok(Box::new(resnet::ResNet::new(params, config, pooling)?)),
+            Self::ConvNext(config) => Ok(Box::new(convnext::ConvNext::new(params, config, pooling)?)),
+            Self::FastVit(config) => Ok(Box::new(fastvit::FastVit::new(params, config, pooling)?)),
         }
     }
 
@@ -176,14 +196,20 @@ impl ImageTowerConfig {
     pub fn pooled_size(&self, pooling: ImagePooling) -> usize {
         match self {
             Self::Vit(config) => config.pooled_size(pooling),
+            Self::ResNet(config) => config.output_size,
+            Self::ConvNext(config) => config.hidden_size(),
+            Self::FastVit(config) => config.output_size,
         }
     }
 
-    /// Side of the square input in pixels that the position embeddings are made for.
+    /// Side of the square input in pixels that the position embeddings (or the tower, if it has none) are made for.
     #[must_use]
     pub fn image_size(&self) -> usize {
         match self {
             Self::Vit(config) => config.image_size,
+            Self::ResNet(config) => config.image_size,
+            Self::ConvNext(config) => config.image_size,
+            Self::FastVit(config) => config.image_size,
         }
     }
 }
@@ -278,6 +304,23 @@ fn check_sizes(hidden_size: usize, heads: usize, eps: f64, sizes: &[(&'static st
     if !hidden_size.is_multiple_of(heads) {
         let message = format!("{heads} heads do not divide hidden_size {hidden_size}");
         return Err(Error::argument("num_attention_heads", message));
+    }
+    Ok(())
+}
+
+/// Refuses a stage without blocks, or with more than any tower has.
+fn check_depth(depth: usize) -> Result<()> {
+    const DEEPEST: usize = 1 << 10;
+    if (1..=DEEPEST).contains(&depth) {
+        return Ok(());
+    }
+    Err(Error::argument("depth", format!("{depth} blocks in a stage are not between 1 and {DEEPEST}")))
+}
+
+/// Keeps a feature map (B,H,W,C) among the hidden states, as tokens (B,H·W,C), if they were asked for.
+fn keep_map(states: &mut Option<&mut Vec<Tensor>>, map: &Tensor) -> Result<()> {
+    if let Some(states) = states {
+        states.push(crate::nn::map_tokens(map)?);
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! Where the tensor comes from (a checkpoint, a seed, a candle `VarBuilder`, an already built model) is the
 //! [`ParamSource`]'s business. Everything that was asked for is recorded; a tensor that is never asked for does not exist.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -57,6 +57,7 @@ pub struct Params {
 #[derive(Default)]
 struct Record {
     tensors: BTreeMap<String, Tensor>,
+    buffers: BTreeSet<String>,
     problems: Vec<String>,
 }
 
@@ -92,6 +93,22 @@ impl Params {
         }
     }
 
+    /// As [`Params::get`], for what belongs to the model and is never trained, such as a batch norm's running statistics: the
+    /// tensor is saved and counted like a parameter, and is no variable whatever the source makes of it.
+    ///
+    /// # Errors
+    /// As [`Params::get`].
+    pub fn buffer(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        let tensor = self.get(name, shape, init)?.detach();
+        let full = self.full(name);
+        let mut record = self.lock();
+        if let Some(recorded) = record.tensors.get_mut(&full) {
+            *recorded = tensor.clone();
+            record.buffers.insert(full);
+        }
+        Ok(tensor)
+    }
+
     /// Notes a problem that [`Params::finish`] is to report with the others, such as a tensor of the file that nobody asked for.
     pub fn note_problem(&self, problem: impl Into<String>) {
         self.lock().problems.push(problem.into());
@@ -104,7 +121,8 @@ impl Params {
     pub fn finish(&self, source_name: &str) -> Result<Parameters> {
         let mut record = self.lock();
         if record.problems.is_empty() {
-            return Ok(Parameters { tensors: std::mem::take(&mut record.tensors) });
+            let (tensors, buffers) = (std::mem::take(&mut record.tensors), std::mem::take(&mut record.buffers));
+            return Ok(Parameters { tensors, buffers });
         }
         let problems = std::mem::take(&mut record.problems);
         Err(ErrorKind::Tensors { source_name: source_name.to_string(), problems }.into())
@@ -113,7 +131,7 @@ impl Params {
     /// Ends the building with what there is and what is wrong.
     pub(crate) fn finish_with_problems(&self) -> (Parameters, Vec<String>) {
         let record = std::mem::take(&mut *self.lock());
-        (Parameters { tensors: record.tensors }, record.problems)
+        (Parameters { tensors: record.tensors, buffers: record.buffers }, record.problems)
     }
 
     fn full(&self, name: &str) -> String {
@@ -125,10 +143,12 @@ impl Params {
     }
 }
 
-/// The named parameters of a built model, in the order of their names. A trainable one is a candle [`Var`].
+/// The named parameters of a built model, in the order of their names. A trainable one is a candle [`Var`]; buffers
+/// ([`Params::buffer`]) are among them and never trainable.
 #[derive(Debug, Clone, Default)]
 pub struct Parameters {
     tensors: BTreeMap<String, Tensor>,
+    buffers: BTreeSet<String>,
 }
 
 impl Parameters {
@@ -149,41 +169,43 @@ impl Parameters {
         self.tensors.values().map(Tensor::elem_count).sum()
     }
 
-    /// The same parameters, where those `trainable` says yes to are `Var`s and the others plain tensors. Storage is shared
-    /// wherever it can be: a `Var` stays that `Var`, and freezing one copies nothing.
+    /// Whether the tensor of that name is a buffer, which nothing trains.
+    #[must_use]
+    pub fn is_buffer(&self, name: &str) -> bool {
+        self.buffers.contains(name)
+    }
+
+    /// The same parameters, where those `trainable` says yes to are `Var`s and the others (and all buffers) plain tensors.
+    /// Storage is shared wherever it can be: a `Var` stays that `Var`, and freezing one copies nothing.
     ///
     /// # Errors
     /// When candle cannot allocate a `Var`.
     pub fn with_trainable(&self, trainable: impl Fn(&str) -> bool) -> Result<Self> {
         let pick = |(name, tensor): (&String, &Tensor)| -> Result<(String, Tensor)> {
-            let tensor = if trainable(name) { Var::from_tensor(tensor)?.into_inner() } else { tensor.detach() };
+            let trained = !self.is_buffer(name) && trainable(name);
+            let tensor = if trained { Var::from_tensor(tensor)?.into_inner() } else { tensor.detach() };
             Ok((name.clone(), tensor))
         };
-        Ok(Self { tensors: self.tensors.iter().map(pick).collect::<Result<_>>()? })
+        Ok(Self { tensors: self.tensors.iter().map(pick).collect::<Result<_>>()?, buffers: self.buffers.clone() })
     }
 
     /// The same parameters seen without gradients: every tensor shares its storage with this one's.
     #[must_use]
     pub fn detached(&self) -> Self {
-        Self { tensors: self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect() }
+        let tensors = self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
+        Self { tensors, buffers: self.buffers.clone() }
     }
 
     /// Puts `prefix.` in front of every name.
     #[must_use]
     pub fn prefixed(&self, prefix: &str) -> Self {
-        Self {
-            tensors: self.tensors.iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor.clone())).collect(),
-        }
+        self.renamed(|name| Some(format!("{prefix}.{name}")))
     }
 
     /// Those whose name starts with `prefix.`, without it.
     #[must_use]
     pub fn under(&self, prefix: &str) -> Self {
-        let strip = |(name, tensor): (&String, &Tensor)| {
-            let rest = name.strip_prefix(prefix)?.strip_prefix('.')?;
-            Some((rest.to_string(), tensor.clone()))
-        };
-        Self { tensors: self.tensors.iter().filter_map(strip).collect() }
+        self.renamed(|name| Some(name.strip_prefix(prefix)?.strip_prefix('.')?.to_string()))
     }
 
     /// Those whose name starts with none of `prefixes` and a dot.
@@ -191,13 +213,20 @@ impl Parameters {
     pub fn without(&self, prefixes: &[&str]) -> Self {
         let below =
             |name: &str| prefixes.iter().any(|p| name.strip_prefix(p).is_some_and(|rest| rest.starts_with('.')));
-        let kept = self.tensors.iter().filter(|(name, _)| !below(name));
-        Self { tensors: kept.map(|(name, tensor)| (name.clone(), tensor.clone())).collect() }
+        self.renamed(|name| (!below(name)).then(|| name.to_string()))
+    }
+
+    /// Those that get a name, under it.
+    fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> Self {
+        let tensors = self.tensors.iter().filter_map(|(name, tensor)| Some((rename(name)?, tensor.clone())));
+        let buffers = self.buffers.iter().filter_map(|name| rename(name));
+        Self { tensors: tensors.collect(), buffers: buffers.collect() }
     }
 
     /// These and the other's parameters in one.
     pub fn extend(&mut self, other: Self) {
         self.tensors.extend(other.tensors);
+        self.buffers.extend(other.buffers);
     }
 
     /// The parameter of that name.
@@ -273,5 +302,36 @@ impl ParamSource for VarBuilderSource {
             Init::Uniform { bound } => candle_nn::Init::Uniform { lo: -f64::from(bound), up: f64::from(bound) },
         };
         self.0.get_with_hints(shape, name, hint).map_err(|e| format!("{name}: {e}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameters() -> Result<Parameters> {
+        let params = Params::new(RandomSource::new(1, DType::F32, &Device::Cpu)).pp("norm");
+        params.get("weight", &[2], Init::ONES)?;
+        assert!(!params.buffer("running_mean", &[2], Init::ZEROS)?.is_variable());
+        params.finish("test")
+    }
+
+    #[test]
+    fn buffers_are_kept_and_counted_and_never_become_trainable() -> Result<()> {
+        let parameters = parameters()?.with_trainable(|_| true)?;
+        assert_eq!(parameters.element_count(), 4);
+        assert_eq!(parameters.trainable().map(|(name, _)| name.to_string()).collect::<Vec<_>>(), ["norm.weight"]);
+        assert!(parameters.get("norm.running_mean").is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn a_buffer_stays_one_under_any_name() -> Result<()> {
+        let mut all = Parameters::default();
+        all.extend(parameters()?.prefixed("image"));
+        assert!(all.is_buffer("image.norm.running_mean"));
+        assert!(all.under("image").without(&["text"]).detached().is_buffer("norm.running_mean"));
+        assert!(all.without(&["image"]).iter().next().is_none());
+        Ok(())
     }
 }

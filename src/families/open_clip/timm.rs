@@ -4,7 +4,7 @@
 use super::part::{ImagePart, PartSource, Projection, unsupported};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
-use crate::families::FamilySource;
+use crate::families::{FamilySource, timm};
 use crate::project::MlpBias;
 use crate::weights::Renames;
 
@@ -34,43 +34,41 @@ pub(in crate::families) struct TimmTower {
     pub(in crate::families) classifier: &'static str,
 }
 
-/// One architecture of timm: `Ok(None)` where the name is not one of its own.
-type Maker = fn(&TimmSource<'_>) -> Result<Option<TimmTower>>;
-
-/// The architectures there are.
-const MAKERS: [Maker; 0] = [];
-
 /// The image half with a timm tower.
 ///
 /// # Errors
 /// When there is no such tower, or an option is unknown.
 pub(super) fn image_part(part: &PartSource<'_>, name: &str) -> Result<ImagePart> {
     let config = part.config();
-    let timm = TimmSource {
+    let tower = TimmSource {
         name: name.split('.').next().unwrap_or(name).to_string(),
         pool: config.text("timm_pool")?.unwrap_or_else(|| "avg".to_string()),
         image_size: Some(config.side("image_size", 224)?),
         embed_dim: part.embed_dim,
         source: FamilySource { config: config.clone(), tensors: part.source.below("trunk"), role: part.source.role },
     };
-    let found = MAKERS.iter().find_map(|maker| maker(&timm).transpose()).transpose()?;
+    let found = timm::MAKERS.iter().find_map(|maker| maker(&tower).transpose()).transpose()?;
     let Some(TimmTower { config: tower, renames, classifier }) = found else {
         return Err(unsupported(config, "timm_model_name", name, "none of timm's towers"));
     };
-    let projection = match config.text("timm_proj")?.as_deref() {
-        None if config.has("timm_proj") => classifier_projection(classifier, part),
-        Some("") => classifier_projection(classifier, part),
-        None | Some("linear") => Projection::linear("head.proj", part.embed_dim, config.flag("timm_proj_bias", false)?),
+    let own = |renames: Renames| -> Result<_> {
+        // The classifier is the projection: names are seen below the trunk here, and below `visual.` by the heads.
+        let projection = Projection::linear(&format!("trunk.{classifier}"), part.embed_dim, true);
+        Ok((renames.ignore(&format!("{classifier}.*"))?, projection))
+    };
+    let (renames, projection) = match config.text("timm_proj")?.as_deref() {
+        None if config.has("timm_proj") => own(renames)?,
+        Some("") => own(renames)?,
+        None | Some("linear") => {
+            (renames, Projection::linear("head.proj", part.embed_dim, config.flag("timm_proj_bias", false)?))
+        }
         Some("mlp") => {
             let bias = if config.flag("timm_proj_bias", false)? { MlpBias::Both } else { MlpBias::First };
-            Projection::mlp(["head.mlp.fc1", "head.mlp.fc2"], part.embed_dim, 2 * part.embed_dim, bias)
+            let names = ["head.mlp.fc1", "head.mlp.fc2"];
+            (renames, Projection::mlp(names, part.embed_dim, 2 * part.embed_dim, bias))
         }
-        Some("none") => Projection::none(part.embed_dim),
+        Some("none") => (renames, Projection::none(part.embed_dim)),
         Some(other) => return Err(unsupported(config, "timm_proj", other, "linear, mlp, none and the empty text")),
     };
     Ok(ImagePart { config: tower, renames: renames.within("trunk"), projection })
-}
-
-fn classifier_projection(classifier: &str, part: &PartSource<'_>) -> Projection {
-    Projection::linear(&format!("trunk.{classifier}"), part.embed_dim, true)
 }
