@@ -167,7 +167,19 @@ fn very_long_texts_take_no_more_than_linear_time_and_do_not_panic() {
         ("siglip", TokenRules::siglip(64)),
         ("gemma", TokenRules::siglip2(64)),
     ];
-    let parts = ["a dog runs . ", "abc", " ", "猫", "\u{301}", "&amp;", "</s><unk>", "<start_of_text>", "\0", "🐱\u{200d}", "&"];
+    let parts = [
+        "a dog runs . ",
+        "abc",
+        " ",
+        "猫",
+        "\u{301}",
+        "&amp;",
+        "</s><unk>",
+        "<start_of_text>",
+        "\0",
+        "🐱\u{200d}",
+        "&",
+    ];
     for (name, rules) in cases {
         let tokenizer = TextTokenizer::from_folder(small(name), rules).unwrap();
         for part in parts {

@@ -55,9 +55,7 @@ impl Cleaning {
             Self::None | Self::Lowercase => Cow::Borrowed(text),
             Self::OpenClipLower => Cow::Owned(single_spaces(&basic_clean(text)).to_lowercase()),
             Self::OpenClipWhitespace => Cow::Owned(single_spaces(&basic_clean(text))),
-            Self::OpenClipCanonicalize => {
-                Cow::Owned(without_punctuation_lower(&basic_clean(text).replace('_', " ")))
-            }
+            Self::OpenClipCanonicalize => Cow::Owned(without_punctuation_lower(&basic_clean(text).replace('_', " "))),
             Self::Siglip => Cow::Owned(siglip(text, specials)),
         }
     }
@@ -91,8 +89,9 @@ fn without_punctuation_lower(text: &str) -> String {
     single_spaces(&text.replace(|c: char| c.is_ascii_punctuation(), "").to_lowercase())
 }
 
-/// Cleans what stands between special tokens, and puts it together again.
+/// Cleans what stands between special tokens, and puts it together again; the mark of SentencePiece is a space.
 fn siglip(text: &str, specials: &[String]) -> String {
+    let text = text.replace('▁', " ");
     let mut out = String::with_capacity(text.len());
     let (mut start, mut at) = (0, 0);
     while at < text.len() {

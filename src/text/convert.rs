@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tokenizers::processors::PostProcessorWrapper;
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::{AddedToken, PaddingParams, Tokenizer};
 
 use self::pipeline::Merges;
 use self::specials::Specials;
@@ -34,11 +34,11 @@ enum Kind {
 const SUPPORTED: &str = "CLIPTokenizer, RobertaTokenizer, BertTokenizer, DistilBertTokenizer, MPNetTokenizer, \
     XLMRobertaTokenizer, T5Tokenizer, SiglipTokenizer, GemmaTokenizer; any other with a tokenizer.json";
 
-/// The tokenizer of files that hold no `tokenizer.json`, and the id of its pad token.
+/// The tokenizer of files that hold no `tokenizer.json`; its padding names the pad token of its class.
 ///
 /// # Errors
 /// When there is no vocabulary, or its files contradict each other or are of an unknown kind.
-pub(super) fn from_older_files(files: &Files) -> Result<(Tokenizer, Option<u32>)> {
+pub(super) fn from_older_files(files: &Files) -> Result<Tokenizer> {
     let config = files.json(TOKENIZER_CONFIG)?.unwrap_or(Value::Null);
     let kind = kind(files, &config)?;
     let mut specials = Specials::read(files, &defaults(kind))?;
@@ -51,9 +51,13 @@ pub(super) fn from_older_files(files: &Files) -> Result<(Tokenizer, Option<u32>)
     specials.extend(extra);
     let around = around(kind, &config, &specials);
     let pad = specials.name("pad_token").map(str::to_string);
-    let tokenizer = assemble(files.folder(), &description, specials, kind, around)?;
-    let pad_id = pad.and_then(|token| tokenizer.token_to_id(&token));
-    Ok((tokenizer, pad_id))
+    let mut tokenizer = assemble(files.folder(), &description, specials, kind, around)?;
+    if let Some(pad_token) = pad
+        && let Some(pad_id) = tokenizer.token_to_id(&pad_token)
+    {
+        tokenizer.with_padding(Some(PaddingParams { pad_id, pad_token, ..PaddingParams::default() }));
+    }
+    Ok(tokenizer)
 }
 
 /// The tokenizer of open_clip's `SimpleTokenizer` over the vocabulary and merges of CLIP's files, in whichever form.
@@ -191,12 +195,7 @@ fn word_piece(files: &Files, config: &Value, specials: &Specials) -> Result<Valu
 }
 
 /// The description of a SentencePiece model, and the tokens that it names itself.
-fn sentencepiece(
-    files: &Files,
-    kind: Kind,
-    config: &Value,
-    specials: &Specials,
-) -> Result<(Value, Vec<AddedToken>)> {
+fn sentencepiece(files: &Files, kind: Kind, config: &Value, specials: &Specials) -> Result<(Value, Vec<AddedToken>)> {
     let Some((name, bytes)) = files.sentencepiece() else {
         return Err(Error::file(files.folder(), "holds no SentencePiece model (spiece.model or its like)"));
     };
@@ -251,7 +250,9 @@ fn assemble(
     around: [Option<String>; 2],
 ) -> Result<Tokenizer> {
     let mut tokenizer = read(folder, description)?;
-    tokenizer.add_tokens(specials.into_tokens()).map_err(|e| Error::file(folder, format!("the special tokens: {e}")))?;
+    tokenizer
+        .add_tokens(specials.into_tokens())
+        .map_err(|e| Error::file(folder, format!("the special tokens: {e}")))?;
     let id = |token: Option<String>| {
         let Some(token) = token else { return Ok(None) };
         match tokenizer.token_to_id(&token) {
@@ -276,7 +277,8 @@ fn read(path: &Path, description: &Value) -> Result<Tokenizer> {
 }
 
 fn processor(path: &Path, description: Value) -> Result<PostProcessorWrapper> {
-    serde_json::from_value(description).map_err(|e| Error::file(path, format!("the special tokens cannot be used: {e}")))
+    serde_json::from_value(description)
+        .map_err(|e| Error::file(path, format!("the special tokens cannot be used: {e}")))
 }
 
 fn vocab(files: &Files) -> Result<Value> {
@@ -285,7 +287,8 @@ fn vocab(files: &Files) -> Result<Value> {
 
 fn merges(files: &Files) -> Result<Merges> {
     let path = files.path(MERGES_TXT);
-    let bytes = files.get(MERGES_TXT).ok_or_else(|| Error::file(&path, "is missing; vocab.json is of no use without it"))?;
+    let bytes =
+        files.get(MERGES_TXT).ok_or_else(|| Error::file(&path, "is missing; vocab.json is of no use without it"))?;
     Merges::from_text(bytes).map_err(|message| Error::file(path, message))
 }
 

@@ -72,7 +72,10 @@ impl Files {
     /// The value in a JSON file, if the file is there.
     pub(super) fn json(&self, name: &str) -> Result<Option<Value>> {
         let parse = |bytes| serde_json::from_slice(bytes);
-        self.get(name).map(parse).transpose().map_err(|e| Error::file(self.path(name), format!("is not valid JSON: {e}")))
+        self.get(name)
+            .map(parse)
+            .transpose()
+            .map_err(|e| Error::file(self.path(name), format!("is not valid JSON: {e}")))
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {

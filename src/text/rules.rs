@@ -65,11 +65,7 @@ impl TokenRules {
     /// its `tokenizer_mode` for [`SpecialTokens::Clips`].
     #[must_use]
     pub fn open_clip_hugging_face(context_length: usize) -> Self {
-        Self {
-            padding: Padding::ContextLength,
-            cleaning: Cleaning::OpenClipWhitespace,
-            ..Self::new(context_length)
-        }
+        Self { padding: Padding::ContextLength, cleaning: Cleaning::OpenClipWhitespace, ..Self::new(context_length) }
     }
 
     /// The rules of transformers' SigLIP: `SiglipTokenizer`'s cleaning, rows of `context_length` (64) filled up with `</s>`.

@@ -66,7 +66,9 @@ impl SentencePieceModel {
                     match (field, value) {
                         (3, Value::Number(kind)) => algorithm = kind,
                         (35, Value::Number(flag)) => model.byte_fallback = flag != 0,
-                        (40, Value::Number(id)) => model.unk_id = u32::try_from(id).map_err(|_| "its unk_id is negative")?,
+                        (40, Value::Number(id)) => {
+                            model.unk_id = u32::try_from(id).map_err(|_| "its unk_id is negative")?
+                        }
                         _ => {}
                     }
                     Ok(())
@@ -86,8 +88,14 @@ impl SentencePieceModel {
             1 => Algorithm::Unigram,
             2 => Algorithm::Bpe,
             other => {
-                let found = ["word", "char"].get(other.wrapping_sub(3) as usize).map_or(other.to_string(), |s| s.to_string());
-                return Err(Error::unsupported(path.display().to_string(), "SentencePiece algorithm", found, "unigram, bpe"));
+                let found =
+                    ["word", "char"].get(other.wrapping_sub(3) as usize).map_or(other.to_string(), |s| s.to_string());
+                return Err(Error::unsupported(
+                    path.display().to_string(),
+                    "SentencePiece algorithm",
+                    found,
+                    "unigram, bpe",
+                ));
             }
         };
         match model.pieces.len() {
@@ -172,7 +180,8 @@ mod tests {
 
     /// One piece `a` of score -1, user-defined; unk_id 0; a charsmap of one byte; an unknown field.
     const SMALL: &[u8] = &[
-        0x0A, 10, 0x0A, 1, b'a', 0x15, 0, 0, 0x80, 0xBF, 0x18, 4, 0x12, 5, 0x18, 1, 0xC0, 0x02, 0, 0x1A, 3, 0x12, 1, 7, 0x20, 5,
+        0x0A, 10, 0x0A, 1, b'a', 0x15, 0, 0, 0x80, 0xBF, 0x18, 4, 0x12, 5, 0x18, 1, 0xC0, 0x02, 0, 0x1A, 3, 0x12, 1, 7,
+        0x20, 5,
     ];
 
     fn read(bytes: &[u8]) -> Result<SentencePieceModel> {

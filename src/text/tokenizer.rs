@@ -43,6 +43,8 @@ pub struct TextTokenizer {
     last: Option<u32>,
     /// The token that becomes 0 ([`Separator::Zero`]).
     separator: Option<u32>,
+    /// Whether rows are filled up before the text.
+    pads_left: bool,
     files: Files,
 }
 
@@ -100,8 +102,8 @@ impl TextTokenizer {
 
     fn build(mut files: Files, mut rules: TokenRules) -> Result<Self> {
         let path = files.path(TOKENIZER_JSON);
-        let (mut tokenizer, default_pad) = match files.get(TOKENIZER_JSON) {
-            Some(bytes) => (read_tokenizer(&path, bytes)?, None),
+        let mut tokenizer = match files.get(TOKENIZER_JSON) {
+            Some(bytes) => read_tokenizer(&path, bytes)?,
             None => convert::from_older_files(&files)?,
         };
         if files.get(TOKENIZER_JSON).is_none() {
@@ -112,9 +114,7 @@ impl TextTokenizer {
         let embedded_pad = tokenizer.get_padding().map(|padding| padding.pad_id);
         let pad_id = match rules.pad_id {
             PadId::Fixed(id) => id,
-            PadId::FromFiles { otherwise } => {
-                names.id("pad_token", &tokenizer).or(embedded_pad).or(default_pad).unwrap_or(otherwise)
-            }
+            PadId::FromFiles { otherwise } => names.id("pad_token", &tokenizer).or(embedded_pad).unwrap_or(otherwise),
         };
         if rules.splitting == Splitting::OpenClip {
             tokenizer = convert::open_clip(&files)?;
@@ -150,10 +150,11 @@ impl TextTokenizer {
         }
         let around = [before.first().copied(), after.first().copied()];
         let splitter = Splitter::new(tokenizer, rules.cleaning, rules.splitting, around);
-        Ok(Self { splitter, rules, pad_id, before, after, last, separator, files })
+        let pads_left = rules.splitting == Splitting::FromFiles && last.is_none() && names.pads_left(&files)?;
+        Ok(Self { splitter, rules, pad_id, before, after, last, separator, pads_left, files })
     }
 
-    /// Token ids and mask of `texts`, in their order, padded on the right.
+    /// Token ids and mask of `texts`, in their order, padded on the right unless the files say left (`padding_side`).
     ///
     /// The texts are split in parallel, on rayon's current pool.
     ///
@@ -176,13 +177,11 @@ impl TextTokenizer {
                 Err(e) => Err(Error::argument("texts", format!("text {i} cannot be split: {e}"))),
             })
             .collect::<Result<_>>()?;
-        match (self.last, self.rules.padding) {
-            (Some(last), _) => self.batch_ending_in(&rows, last),
-            (None, Padding::Longest) => TokenBatch::from_rows(&rows, self.pad_id),
-            (None, Padding::ContextLength) => {
-                TokenBatch::from_rows_of_length(&rows, self.pad_id, self.rules.context_length)
-            }
-        }
+        let length = match (self.last, self.rules.padding) {
+            (None, Padding::Longest) => rows.iter().map(Vec::len).max().unwrap_or(0),
+            _ => self.rules.context_length,
+        };
+        self.filled_up(&rows, length)
     }
 
     /// Writes the files that the tokenizer was read from into `folder`, byte for byte; where there was no `tokenizer.json`
@@ -222,22 +221,30 @@ impl TextTokenizer {
     fn row(&self, text: &str) -> std::result::Result<Vec<u32>, String> {
         let special = self.before.len() + self.after.len() + usize::from(self.last.is_some());
         let room = self.rules.context_length - special;
-        let ids = self.splitter.ids(text, room)?;
-        let mut row = [&self.before, &ids[..ids.len().min(room)], &self.after].concat();
+        let mut ids = self.splitter.ids(text, room)?;
+        ids.truncate(room);
+        // `SiglipTokenizer` adds no end token to a text that ends in one.
+        let ended = self.rules.cleaning == Cleaning::Siglip && ids.last() == self.after.first();
+        let after = if ended && !ids.is_empty() { &[] } else { self.after.as_slice() };
+        let mut row = [&self.before, ids.as_slice(), after].concat();
         if let Some(separator) = self.separator {
             row.iter_mut().filter(|id| **id == separator).for_each(|id| *id = 0);
         }
         Ok(row)
     }
 
-    /// Rows filled up to the context length, the token `last` in their last place.
-    fn batch_ending_in(&self, rows: &[Vec<u32>], last: u32) -> Result<TokenBatch> {
-        let length = self.rules.context_length;
+    /// Rows filled up to `length`, on the side that the files say, before the token that stands in the last place.
+    fn filled_up(&self, rows: &[Vec<u32>], length: usize) -> Result<TokenBatch> {
         let (mut ids, mut mask) = (Vec::with_capacity(rows.len() * length), Vec::with_capacity(rows.len() * length));
         for row in rows {
-            let padding = length.saturating_sub(row.len() + 1);
-            ids.extend(row.iter().copied().chain(std::iter::repeat_n(self.pad_id, padding)).chain([last]));
-            mask.extend(std::iter::repeat_n(1, row.len()).chain(std::iter::repeat_n(0, padding)).chain([1]));
+            let padding = length.saturating_sub(row.len() + usize::from(self.last.is_some()));
+            let [before, after] = if self.pads_left { [padding, 0] } else { [0, padding] };
+            for (count, keep, tokens) in
+                [(before, 0, &[][..]), (0, 1, row), (after, 0, &[]), (0, 1, self.last.as_slice())]
+            {
+                ids.extend(std::iter::repeat_n(self.pad_id, count).chain(tokens.iter().copied()));
+                mask.resize(ids.len(), keep);
+            }
         }
         TokenBatch::from_ids_and_mask(ids, &mask, rows.len(), length)
     }
@@ -264,6 +271,8 @@ impl Names {
         let usual: &[&str] = match name {
             "sep_token" => &["[SEP]", "</s>"],
             "cls_token" => &["[CLS]", "<s>"],
+            "bos_token" => &["<s>"],
+            "eos_token" => &["</s>"],
             _ => &[],
         };
         let id = self.id(name, tokenizer).or_else(|| usual.iter().find_map(|token| tokenizer.token_to_id(token)));
@@ -271,6 +280,23 @@ impl Names {
             let message = format!("names no {name}, which the token rules ask for");
             Error::file(folder.join(TOKENIZER_CONFIG), message)
         })
+    }
+
+    /// Whether rows are filled up on the left: `padding_side`, or what the classes of Gemma and SigLIP 2 do without it.
+    fn pads_left(&self, files: &Files) -> Result<bool> {
+        let text = |name: &str| self.0[0].as_ref().and_then(|config| config.get(name)?.as_str());
+        match text("padding_side") {
+            Some("left") => Ok(true),
+            Some("right") => Ok(false),
+            Some(other) => {
+                let context = files.path(TOKENIZER_CONFIG).display().to_string();
+                Err(Error::unsupported(context, "padding_side", other, "left, right"))
+            }
+            None => {
+                let class = text("tokenizer_class").unwrap_or_default();
+                Ok(["GemmaTokenizer", "Siglip2Tokenizer"].contains(&class.strip_suffix("Fast").unwrap_or(class)))
+            }
+        }
     }
 
     fn model_max_length(&self) -> Option<usize> {
@@ -281,10 +307,7 @@ impl Names {
 
 /// open_clip gives its tokenizers the length and does not ask the files.
 fn asks_for_exact_length(cleaning: Cleaning) -> bool {
-    matches!(
-        cleaning,
-        Cleaning::OpenClipLower | Cleaning::OpenClipWhitespace | Cleaning::OpenClipCanonicalize
-    )
+    matches!(cleaning, Cleaning::OpenClipLower | Cleaning::OpenClipWhitespace | Cleaning::OpenClipCanonicalize)
 }
 
 /// Puts lower-casing before the tokenizer's own normaliser, where special tokens are already taken out of the text.

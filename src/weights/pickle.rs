@@ -135,7 +135,9 @@ impl<R: BufRead> Unpickler<R> {
 
     /// Reads one pickle up to its end; its value, which lies among [`Unpickler::objects`].
     pub(super) fn load(&mut self) -> Result<Id> {
-        (self.stack.clear(), self.marks.clear(), self.memo.clear());
+        self.stack.clear();
+        self.marks.clear();
+        self.memo.clear();
         loop {
             let [instruction] = self.bytes()?;
             if instruction == b'.' {

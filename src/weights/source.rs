@@ -132,8 +132,9 @@ impl CheckpointSource {
     /// Where and how the file holds the tensor that we call `name`.
     pub(crate) fn stored(&self, name: &str) -> Option<Stored> {
         let &(i, view) = self.ours.get(name)?.first()?;
-        let name = self.known[i].name.clone();
-        Some(Stored { shape: self.checkpoint.info(&name)?.shape.to_vec(), name, view })
+        // The file's own spelling, and not the one that the checkpoint made of it.
+        let info = self.checkpoint.info(&self.known[i].name)?;
+        Some(Stored { shape: info.shape.to_vec(), name: info.file_name.to_string(), view })
     }
 
     /// The checkpoint's name of the tensor that we call `name`, or `None` if there is none.

@@ -41,6 +41,7 @@ fn zipped(file: &mut File, length: u64) -> Result<BTreeMap<String, Stored>> {
                 .into(),
         );
     }
+    entries.check()?;
     let data_of = |name: &str| entries.find(&format!("{folder}{name}"));
     let mut bytes_of = |name: &str, limit: u64| -> Result<Option<Vec<u8>>> {
         let Some((start, size)) = data_of(name) else { return Ok(None) };

@@ -17,6 +17,8 @@ const MAX_END: u64 = 22 + 0xffff;
 
 /// The files of an archive.
 pub(super) struct ZipEntries {
+    /// What the first file is that cannot be read as it lies there, and why.
+    problem: Option<String>,
     /// Name → the first byte in the archive, and how many there are.
     places: HashMap<String, (u64, u64)>,
 }
@@ -29,13 +31,16 @@ impl ZipEntries {
         let mut rest = &bytes[..];
         let mut entries = Vec::new();
         while rest.starts_with(b"PK\x01\x02") {
-            let (entry, after) = Entry::parse(rest).ok_or("the archive's list of files is damaged")??;
+            let (entry, after) = Entry::parse(rest).ok_or("the archive's list of files is damaged")?;
             entries.push(entry);
             rest = after;
             if entries.len() > MAX_ENTRIES {
                 return Err(format!("the archive has more than {MAX_ENTRIES} files"));
             }
         }
+        let problem = entries.iter().find_map(|entry| {
+            entry.problem.map(|problem| format!("the archive's file '{}' {problem}", entry.name.escape_debug()))
+        });
         entries.sort_by_key(|entry| entry.header);
         let mut places = HashMap::with_capacity(entries.len());
         let mut end = 0;
@@ -52,7 +57,12 @@ impl ZipEntries {
                 return Err(format!("the archive has two files '{}'", name.escape_debug()));
             }
         }
-        Ok(Self { places })
+        Ok(Self { problem, places })
+    }
+
+    /// Checks that all files can be read as they lie there.
+    pub(super) fn check(&self) -> Result<()> {
+        self.problem.clone().map_or(Ok(()), Err)
     }
 
     /// The names of all files.
@@ -70,12 +80,14 @@ struct Entry {
     name: String,
     /// Where its own header is, which lies before its bytes.
     header: u64,
+    /// How many bytes it takes in the archive.
     size: u64,
+    problem: Option<&'static str>,
 }
 
 impl Entry {
     /// The first entry of the list, and what comes after it; `None` where the list ends too early.
-    fn parse(list: &[u8]) -> Option<Result<(Self, &[u8])>> {
+    fn parse(list: &[u8]) -> Option<(Self, &[u8])> {
         let (flags, method) = (u16_at(list, 8)?, u16_at(list, 10)?);
         let (compressed, size) = (u32_at(list, 20)?, u32_at(list, 24)?);
         let [name, extra, comment] = [28, 30, 32].map(|at| u16_at(list, at).map(usize::from));
@@ -87,16 +99,12 @@ impl Entry {
         let mut wide = wide_fields(list.get(name_end..extra_end)?);
         let mut widen = |narrow: u32| if narrow == u32::MAX { wide.next() } else { Some(u64::from(narrow)) };
         let (size, compressed, header) = (widen(size)?, widen(compressed)?, widen(header)?);
-        if method != 0 || size != compressed {
-            return Some(Err(format!(
-                "the archive's file '{}' is compressed, which torch.save never does",
-                name.escape_debug()
-            )));
-        }
-        if flags & 1 != 0 {
-            return Some(Err(format!("the archive's file '{}' is encrypted", name.escape_debug())));
-        }
-        Some(Ok((Self { name, header, size }, after)))
+        let problem = match (method, flags & 1) {
+            (0, 0) if size == compressed => None,
+            (_, 1) => Some("is encrypted"),
+            _ => Some("is compressed, which torch.save never does"),
+        };
+        Some((Self { name, header, size: compressed, problem }, after))
     }
 }
 
@@ -122,6 +130,10 @@ fn directory(file: &mut File, length: u64) -> Result<(u64, u64)> {
     let tail_start = length.saturating_sub(MAX_END);
     let tail = read_at(file, tail_start, length - tail_start)?;
     let end = tail.windows(4).rposition(|window| window == b"PK\x05\x06").ok_or_else(damaged)?;
+    let comment = u16_at(&tail, end + 20).map(usize::from);
+    if comment.is_none_or(|comment| end + 22 + comment != tail.len()) {
+        return Err(damaged());
+    }
     let (size, start) = u32_at(&tail, end + 12).zip(u32_at(&tail, end + 16)).ok_or_else(damaged)?;
     let (mut size, mut start) = (u64::from(size), u64::from(start));
     if size == u64::from(u32::MAX) || start == u64::from(u32::MAX) {

@@ -16,10 +16,10 @@ const LONGEST_NAME: usize = 32;
 
 /// What Windows-1252 has at 0x80–0x9F; the five bytes that it leaves out stand for themselves.
 const WINDOWS_1252: [char; 32] = [
-    '\u{20ac}', '\u{81}', '\u{201a}', '\u{0192}', '\u{201e}', '\u{2026}', '\u{2020}', '\u{2021}', '\u{02c6}', '\u{2030}',
-    '\u{0160}', '\u{2039}', '\u{0152}', '\u{8d}', '\u{017d}', '\u{8f}', '\u{90}', '\u{2018}', '\u{2019}', '\u{201c}',
-    '\u{201d}', '\u{2022}', '\u{2013}', '\u{2014}', '\u{02dc}', '\u{2122}', '\u{0161}', '\u{203a}', '\u{0153}', '\u{9d}',
-    '\u{017e}', '\u{0178}',
+    '\u{20ac}', '\u{81}', '\u{201a}', '\u{0192}', '\u{201e}', '\u{2026}', '\u{2020}', '\u{2021}', '\u{02c6}',
+    '\u{2030}', '\u{0160}', '\u{2039}', '\u{0152}', '\u{8d}', '\u{017d}', '\u{8f}', '\u{90}', '\u{2018}', '\u{2019}',
+    '\u{201c}', '\u{201d}', '\u{2022}', '\u{2013}', '\u{2014}', '\u{02dc}', '\u{2122}', '\u{0161}', '\u{203a}',
+    '\u{0153}', '\u{9d}', '\u{017e}', '\u{0178}',
 ];
 
 /// What a control character of U+0080–U+009F means where it came from Windows-1252; any other is given back.
@@ -78,10 +78,11 @@ fn numeric<'a>(text: &'a str, out: &mut String) -> &'a str {
 /// Reads what follows `&`, writes its character, or as it stands, and gives what is left.
 fn named<'a>(text: &'a str, out: &mut String) -> &'a str {
     let ends_name = |c: char| matches!(c, '\t' | '\n' | '\u{c}' | ' ' | '<' | '&' | '#' | ';');
-    let end =
-        text.char_indices().take(LONGEST_NAME).find_map(|(i, c)| ends_name(c).then_some(i)).unwrap_or_else(|| {
-            text.char_indices().nth(LONGEST_NAME).map_or(text.len(), |(i, _)| i)
-        });
+    let end = text
+        .char_indices()
+        .take(LONGEST_NAME)
+        .find_map(|(i, c)| ends_name(c).then_some(i))
+        .unwrap_or_else(|| text.char_indices().nth(LONGEST_NAME).map_or(text.len(), |(i, _)| i));
     let (name, rest) = text.split_at(end);
     if let (Some(rest), Some(characters)) = (rest.strip_prefix(';'), entity(name)) {
         out.push_str(&characters);

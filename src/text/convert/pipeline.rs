@@ -72,9 +72,11 @@ pub(super) fn clip(vocab: Value, merges: Merges, unk_token: Option<&str>) -> Val
 }
 
 /// `SimpleTokenizer`: no normaliser (the text is cleaned before), and pieces are not split a second time.
+///
+/// Its pattern ignores case as a whole, which leaves U+0345 in neither class: Python's `regex` drops that one character.
 pub(super) fn open_clip(vocab: Value, merges: Merges, unk_token: &Value) -> Value {
     const PATTERN: &str =
-        r"(?i)<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+        r"(?i:<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+";
     let pre_tokenizer = json!({"type": "Sequence", "pretokenizers": [split_to(PATTERN), byte_level(false, false)]});
     tokenizer(Value::Null, pre_tokenizer, bpe(vocab, merges, unk_token.as_str(), "</w>"))
 }
@@ -113,7 +115,7 @@ pub(super) fn t5(model: &SentencePieceModel, sentinels: &[String]) -> Value {
 pub(super) fn siglip(model: &SentencePieceModel) -> Value {
     let mut normalizers: Vec<_> = charsmap(model).into_iter().collect();
     normalizers.push(json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}));
-    normalizers.push(json!({"type": "Strip", "strip_left": true, "strip_right": true}));
+    normalizers.push(json!({"type": "Strip", "strip_left": false, "strip_right": true}));
     let mut json = unigram(model, pieces(model).collect(), model.unk_id, "first");
     json["normalizer"] = json!({"type": "Sequence", "normalizers": normalizers});
     json["pre_tokenizer"] = metaspace("first");
@@ -122,8 +124,7 @@ pub(super) fn siglip(model: &SentencePieceModel) -> Value {
 }
 
 fn unigram(model: &SentencePieceModel, vocab: Vec<Value>, unk_id: u32, prepend: &str) -> Value {
-    let pre_tokenizer =
-        json!({"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace(prepend)]});
+    let pre_tokenizer = json!({"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace(prepend)]});
     let unigram = json!({"type": "Unigram", "unk_id": unk_id, "vocab": vocab, "byte_fallback": false});
     let mut json = tokenizer(charsmap(model).unwrap_or_default(), pre_tokenizer, unigram);
     json["decoder"] = metaspace(prepend);
@@ -131,7 +132,8 @@ fn unigram(model: &SentencePieceModel, vocab: Vec<Value>, unk_id: u32, prepend: 
 }
 
 pub(super) fn gemma(model: &SentencePieceModel, unk_token: Option<&str>) -> Value {
-    let vocab: Map<_, _> = model.pieces.iter().zip(0..).map(|(piece, id): (_, u32)| (piece.text.clone(), json!(id))).collect();
+    let vocab: Map<_, _> =
+        model.pieces.iter().zip(0..).map(|(piece, id): (_, u32)| (piece.text.clone(), json!(id))).collect();
     let mut bpe = bpe(Value::Object(vocab), merges_of(model), unk_token, "");
     for (name, value) in [("fuse_unk", json!(true)), ("byte_fallback", json!(true))] {
         bpe[name] = value;
@@ -151,7 +153,8 @@ pub(super) fn gemma(model: &SentencePieceModel, unk_token: Option<&str>) -> Valu
 /// SentencePiece keeps no merges: each way to make a piece of two others is one, in the order of the pieces and, for one
 /// piece, of the length of the left part (`generate_merges`).
 fn merges_of(model: &SentencePieceModel) -> Merges {
-    let ids: HashMap<&str, usize> = model.pieces.iter().enumerate().map(|(i, piece)| (piece.text.as_str(), i)).collect();
+    let ids: HashMap<&str, usize> =
+        model.pieces.iter().enumerate().map(|(i, piece)| (piece.text.as_str(), i)).collect();
     let mut merges = Vec::new();
     for (i, piece) in model.pieces.iter().enumerate() {
         // Of pieces that are there twice, the dictionary of the reference keeps the last id.

@@ -10,8 +10,7 @@ use crate::text::files::{ADDED_TOKENS, Files, SPECIAL_TOKENS_MAP, TOKENIZER_CONF
 use crate::{Error, Result};
 
 /// The named tokens, in the order in which transformers adds them.
-const NAMES: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// The special tokens that a folder's files and its class's defaults name.
 pub(super) struct Specials {
@@ -24,7 +23,8 @@ impl Specials {
     /// Reads `tokenizer_config.json`, and where that lists no added tokens also `special_tokens_map.json` and
     /// `added_tokens.json`; what they do not name comes from `defaults`.
     pub(super) fn read(files: &Files, defaults: &[(&'static str, AddedToken)]) -> Result<Self> {
-        let mut specials = Self { named: defaults.iter().cloned().collect(), by_id: BTreeMap::new(), extra: Vec::new() };
+        let mut specials =
+            Self { named: defaults.iter().cloned().collect(), by_id: BTreeMap::new(), extra: Vec::new() };
         let config = files.json(TOKENIZER_CONFIG)?.unwrap_or(Value::Null);
         specials.take_names(&config);
         if let Some(by_id) = config.get("added_tokens_decoder").and_then(Value::as_object) {

@@ -27,7 +27,12 @@ pub(super) struct Splitter {
 
 impl Splitter {
     /// `around` are the ids that stand before and after a text.
-    pub(super) fn new(tokenizer: Tokenizer, cleaning: Cleaning, splitting: Splitting, around: [Option<u32>; 2]) -> Self {
+    pub(super) fn new(
+        tokenizer: Tokenizer,
+        cleaning: Cleaning,
+        splitting: Splitting,
+        around: [Option<u32>; 2],
+    ) -> Self {
         let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
         let specials =
             added.values().filter(|t| t.special && !t.normalized).map(|token| token.content.clone()).collect();
@@ -51,7 +56,9 @@ impl Splitter {
 
     fn split(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
         match self.open_clip {
-            Some(ids) if OPEN_CLIP_SPECIALS.iter().any(|special| text.contains(special)) => self.split_pieces(text, ids),
+            Some(ids) if OPEN_CLIP_SPECIALS.iter().any(|special| text.contains(special)) => {
+                self.split_pieces(text, ids)
+            }
             _ => Ok(self.tokenizer.encode_fast(text, false)?.get_ids().to_vec()),
         }
     }
@@ -119,5 +126,5 @@ fn words_are_apart(tokenizer: &Tokenizer) -> bool {
 }
 
 fn cuts_at_spaces(split: &Value) -> bool {
-    split["pattern"]["Regex"].as_str().is_some_and(|pattern| pattern.ends_with(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"))
+    split["pattern"]["Regex"].as_str().is_some_and(|pattern| pattern.contains(r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}"))
 }

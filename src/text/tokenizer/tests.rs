@@ -132,14 +132,19 @@ fn a_folder_without_the_file_says_what_is_needed() {
 fn older_files_that_contradict_each_other_are_refused_by_name() {
     let message = |files: &[(&str, &str)]| from_files(files, TokenRules::new(8)).unwrap_err().to_string();
     for (files, expected) in [
-        (vec![("vocab.txt", "a\nb")], "special token '[CLS]'"),
         (vec![("vocab.json", "{\"a\":0}"), ("merges.txt", "a")], "merges.txt: line 1 is not two pieces"),
         (vec![("vocab.json", "[]"), ("merges.txt", "")], "is not a tokenizer"),
         (vec![("vocab.json", "{\"a\":0}"), ("merges.txt", "a b")], "is not a tokenizer"),
         (vec![("spiece.model", "\u{1}\u{2}")], "spiece.model: is not a SentencePiece model"),
-        (vec![("vocab.txt", "[CLS]"), (TOKENIZER_CONFIG, "{\"tokenizer_class\":\"OtherTokenizer\"}")], "OtherTokenizer"),
+        (
+            vec![("vocab.txt", "[CLS]"), (TOKENIZER_CONFIG, "{\"tokenizer_class\":\"OtherTokenizer\"}")],
+            "OtherTokenizer",
+        ),
         (vec![("vocab.txt", "[CLS]"), (TOKENIZER_CONFIG, "{\"tokenizer_class\":\"T5Tokenizer\"}")], "no SentencePiece"),
-        (vec![("vocab.txt", "[CLS]"), (TOKENIZER_CONFIG, "{\"added_tokens_decoder\":{\"x\":\"y\"}}")], "'x' is no token id"),
+        (
+            vec![("vocab.txt", "[CLS]"), (TOKENIZER_CONFIG, "{\"added_tokens_decoder\":{\"x\":\"y\"}}")],
+            "'x' is no token id",
+        ),
     ] {
         let message = message(&files);
         assert!(message.contains(expected), "{message:?} does not say {expected:?}");
@@ -161,6 +166,20 @@ fn the_separator_becomes_zero_and_clips_rows_end_in_the_class_token() {
 }
 
 #[test]
+fn rows_are_filled_up_on_the_side_that_the_files_say() {
+    let ids = |config: &str| {
+        let rules = TokenRules { pad_id: PadId::Fixed(9), ..TokenRules::new(8) };
+        let tokenizer = from_files(&[("tokenizer.json", WORDS), (TOKENIZER_CONFIG, config)], rules)?;
+        let tokens = tokenizer.encode(&["cat", "a cat"])?;
+        Ok::<_, Error>((tokens.row(0).unwrap_or_default().to_vec(), tokens.kept_lengths()))
+    };
+    assert_eq!(ids("{}").unwrap(), (vec![1, 4, 2, 9], vec![3, 4]));
+    assert_eq!(ids(r#"{"padding_side":"left"}"#).unwrap(), (vec![9, 1, 4, 2], vec![3, 4]));
+    assert_eq!(ids(r#"{"tokenizer_class":"GemmaTokenizerFast"}"#).unwrap().0, [9, 1, 4, 2]);
+    assert!(ids(r#"{"padding_side":"both"}"#).unwrap_err().to_string().contains("padding_side 'both'"));
+}
+
+#[test]
 fn lower_case_is_a_normalizer_that_leaves_special_tokens_alone() {
     let mut cased: Value = serde_json::from_str(WORDS).unwrap();
     cased["normalizer"] = Value::Null;
@@ -174,7 +193,8 @@ fn lower_case_is_a_normalizer_that_leaves_special_tokens_alone() {
 
 #[test]
 fn rules_saved_before_there_were_cleanings_still_read() {
-    let json = r#"{"context_length":77,"padding":"longest","pad_id":{"from_files":{"otherwise":0}},"special_tokens":"add"}"#;
+    let json =
+        r#"{"context_length":77,"padding":"longest","pad_id":{"from_files":{"otherwise":0}},"special_tokens":"add"}"#;
     assert_eq!(serde_json::from_str::<TokenRules>(json).unwrap(), TokenRules::new(77));
     let rules = TokenRules::open_clip(77);
     let json = serde_json::to_string(&rules).unwrap();
