@@ -282,7 +282,9 @@ impl TextTowerConfig {
     pub fn reads_padding(&self, pooling: TextPooling) -> bool {
         match self {
             Self::Bert(_) | Self::T5(_) | Self::M2m100(_) => false,
-            Self::TextTransformer(config) => config.attention == TextAttention::Full || pooling == TextPooling::Last,
+            Self::TextTransformer(config) => {
+                config.attention == TextAttention::Full || config.has_class_token() || pooling == TextPooling::Last
+            }
         }
     }
 
