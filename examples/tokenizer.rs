@@ -1,4 +1,5 @@
-//! Makes a small tokenizer from a text file: WordPiece, lower-cased, `[CLS] … [SEP]`, `[PAD]` = 0, as BERT's.
+//! Makes a small tokenizer from a text file (WordPiece, lower-cased, `[CLS] … [SEP]`, `[PAD]` = 0, as BERT's), or prints the ids
+//! that a checkpoint's tokenizer gives.
 
 use std::collections::HashSet;
 use std::fs;
@@ -6,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use diptych::text::{TextTokenizer, TokenRules};
 use serde_json::json;
 use tokenizers::TokenizerBuilder;
 use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
@@ -20,9 +22,9 @@ use tokenizers::tokenizer::{
 /// In the order of their ids.
 const SPECIAL: [&str; 4] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
 
-/// Make a small tokenizer from a text file.
+/// Make a small tokenizer from a text file, or print the ids that a checkpoint's tokenizer gives.
 ///
-/// Writes tokenizer.json and tokenizer_config.json, which `TextTokenizer` and transformers' `AutoTokenizer` read. The pieces
+/// Without --encode it writes tokenizer.json and tokenizer_config.json, which `TextTokenizer` and transformers' `AutoTokenizer` read. The pieces
 /// are those that are frequent in the text; every letter, digit and punctuation mark of ASCII is one, so that unseen
 /// English words still split.
 #[derive(Parser)]
@@ -36,10 +38,16 @@ Caltech-101, Oxford flowers and a list of everyday words, the names thirty times
       cat assets/tiny/words.txt
     done
   } > texts.txt
-  cargo run --release --example tokenizer -- --texts-from texts.txt --out assets/tiny"
+  cargo run --release --example tokenizer -- --texts-from texts.txt --out assets/tiny
+
+The ids of a checkpoint's tokenizer, under rules written as JSON (all of them, as `TokenRules` is saved):
+
+  cargo run --release --example tokenizer -- --texts-from texts.txt --encode DIR --rules \
+    '{\"context_length\":77,\"padding\":\"context_length\",\"pad_id\":{\"fixed\":0},\"special_tokens\":\"add\",
+      \"cleaning\":\"open_clip_lower\",\"splitting\":\"open_clip\"}'"
 )]
 struct Args {
-    /// The text: one sentence a line
+    /// The text: one sentence a line (with --encode, a line that begins with `"` is read as a JSON string)
     #[arg(long, value_name = "FILE")]
     texts_from: PathBuf,
     /// How many tokens to make, special ones included
@@ -49,8 +57,14 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(3..))]
     context_length: u32,
     /// The folder to write to; made if it is not there
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "encode")]
+    out: Option<PathBuf>,
+    /// Print the ids of each line by the tokenizer in this folder, one JSON list a line; makes no tokenizer
+    #[arg(long, value_name = "DIR", conflicts_with = "out")]
+    encode: Option<PathBuf>,
+    /// How rows are made, as JSON; without it transformers' way: special tokens, up to --context-length, no padding
+    #[arg(long, value_name = "JSON", requires = "encode")]
+    rules: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -66,6 +80,10 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<(), String> {
     let named = |path: &Path, e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
     let text = fs::read_to_string(&args.texts_from).map_err(|e| named(&args.texts_from, &e))?;
+    if let Some(folder) = &args.encode {
+        return encode(folder, args, &text);
+    }
+    let Some(out) = &args.out else { return Err("--out: is missing".to_string()) };
     let least = SPECIAL.len() + alphabet().len() + inner_pieces().count();
     if args.vocab_size < least {
         return Err(format!("--vocab-size {}: the alphabet alone needs {least}", args.vocab_size));
@@ -75,7 +93,7 @@ fn run(args: &Args) -> Result<(), String> {
     }
     let (tokenizer, count) = train(&text, args.vocab_size).map_err(|e| e.to_string())?;
 
-    fs::create_dir_all(&args.out).map_err(|e| named(&args.out, &e))?;
+    fs::create_dir_all(out).map_err(|e| named(out, &e))?;
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": args.context_length,
@@ -83,10 +101,28 @@ fn run(args: &Args) -> Result<(), String> {
     });
     let config = serde_json::to_string_pretty(&config).map_err(|e| e.to_string())? + "\n";
     for (name, content) in [("tokenizer.json", tokenizer), ("tokenizer_config.json", config)] {
-        let path = args.out.join(name);
+        let path = out.join(name);
         fs::write(&path, content).map_err(|e| named(&path, &e))?;
     }
-    println!("{count} tokens in {}", args.out.display());
+    println!("{count} tokens in {}", out.display());
+    Ok(())
+}
+
+/// Prints the ids of each line of `text`.
+fn encode(folder: &Path, args: &Args, text: &str) -> Result<(), String> {
+    let rules = match &args.rules {
+        Some(rules) => serde_json::from_str(rules).map_err(|e| format!("--rules: {e}"))?,
+        None => TokenRules::new(args.context_length as usize),
+    };
+    let tokenizer = TextTokenizer::from_folder(folder, rules).map_err(|e| e.to_string())?;
+    for line in text.lines() {
+        let line = match line.strip_prefix('"') {
+            Some(_) => serde_json::from_str(line).map_err(|e| format!("{line}: {e}"))?,
+            None => line.to_string(),
+        };
+        let ids = tokenizer.encode(&[line]).map_err(|e| e.to_string())?;
+        println!("{}", serde_json::to_string(ids.ids()).map_err(|e| e.to_string())?);
+    }
     Ok(())
 }
 

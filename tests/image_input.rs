@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use diptych::image::{DecodeOptions, ImageInput, ImageProcessor, ImageProcessorConfig, ProcessorClass, decode};
+use diptych::image::{
+    DecodeOptions, ImageInput, ImageProcessor, ImageProcessorConfig, NaflexConfig, NaflexProcessor, ProcessorClass,
+    decode,
+};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/image").join(name)
@@ -116,6 +119,30 @@ fn one_bad_image_in_a_batch_is_named() {
     let processor = ImageProcessor::new(ImageProcessorConfig::clip()).unwrap();
     let inputs: [ImageInput; 3] = [golden("rgb.png").into(), vec![1, 2, 3].into(), "missing.png".into()];
     let error = processor.pixel_values(&inputs, &diptych::candle::Device::Cpu).unwrap_err().to_string();
+    assert!(error.starts_with("image at index 1: "), "{error}");
+}
+
+#[test]
+fn a_processor_of_another_kind_is_named_with_those_that_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |class: &str| {
+        let json = format!(r#"{{"image_processor_type": "{class}"}}"#);
+        std::fs::write(folder.path().join("preprocessor_config.json"), json).unwrap();
+    };
+    let error = || ImageProcessorConfig::from_folder(folder.path(), ProcessorClass::Clip).unwrap_err().to_string();
+    write("EfficientNetImageProcessor");
+    assert!(error().contains("'EfficientNetImageProcessor'") && error().contains("BeitImageProcessor"), "{}", error());
+    assert!(NaflexConfig::from_folder(folder.path()).unwrap_err().to_string().contains("Siglip2ImageProcessor"));
+    write("Siglip2ImageProcessorFast");
+    assert!(error().contains("NaflexConfig"), "{}", error());
+    assert_eq!(NaflexConfig::from_folder(folder.path()).unwrap().max_num_patches, 256);
+}
+
+#[test]
+fn a_bad_image_in_a_batch_of_patches_is_named() {
+    let processor = NaflexProcessor::new(NaflexConfig::default()).unwrap();
+    let inputs: [ImageInput; 2] = [golden("rgb.png").into(), vec![1, 2, 3].into()];
+    let error = processor.batch(&inputs, &diptych::candle::Device::Cpu).unwrap_err().to_string();
     assert!(error.starts_with("image at index 1: "), "{error}");
 }
 

@@ -203,14 +203,17 @@ fn layer_norm_keeps_its_digits_beside_a_large_mean() {
     assert_close("layer_norm around 1000", &run(DType::F32), &run(DType::F64), 1e-4);
 }
 
-/// Attention by definition, with the mask as a function.
+/// Attention by definition, with the mask as a function. A fourth operand is added to the scores.
 fn plain_attention(x: &[Tensor], heads: usize, seen: impl Fn(usize, usize, usize) -> bool) -> CandleResult<Tensor> {
     let (batch, queries, size) = x[0].dims3()?;
     let keys = x[1].dim(1)?;
     let width = size / heads;
     let split = |x: &Tensor, l: usize| x.reshape((batch, l, heads, width))?.transpose(1, 2)?.contiguous();
     let (q, k, v) = (split(&x[0], queries)?, split(&x[1], keys)?, split(&x[2], keys)?);
-    let scores = (q.matmul(&k.t()?.contiguous()?)? / (width as f64).sqrt())?;
+    let mut scores = (q.matmul(&k.t()?.contiguous()?)? / (width as f64).sqrt())?;
+    if let Some(bias) = x.get(3) {
+        scores = scores.broadcast_add(bias)?;
+    }
     let mut mask = Vec::new();
     for b in 0..batch {
         for i in 0..queries {
@@ -255,6 +258,34 @@ fn attention_agrees_with_its_definition() {
         check(&format!("{name} causal, padded on the left"), &operands, run(left), |x| {
             plain_attention(x, heads, |b, i, j| j <= i && keep[b * length + j])
         });
+        // A window, in which some queries see padding only.
+        for reach in [0, 2, length] {
+            let local = AttentionMask::local(reach).with_key_padding(keep.clone(), batch, length).unwrap();
+            check(&format!("{name} local {reach}"), &operands, run(local), |x| {
+                plain_attention(x, heads, |b, i, j| i.abs_diff(j) <= reach && keep[b * length + j])
+            });
+        }
+        let [q, k, v] = operands;
+        let bias = (operand(8, &[heads, length, length]) * 3.0).unwrap();
+        let mask = AttentionMask::local(3).with_key_padding(keep.clone(), batch, length).unwrap();
+        let seen = |b: usize, i: usize, j: usize| i.abs_diff(j) <= 3 && keep[b * length + j];
+        let biased = |x: &[Tensor], bias: &Tensor| {
+            let mask = mask.clone().with_bias(bias.to_dtype(x[0].dtype())?)?;
+            ops::attention(&x[0], &x[1], &x[2], heads, &mask)
+        };
+        let operands = [q, k, v, bias];
+        check(
+            &format!("{name} with a trained bias"),
+            &operands,
+            |x| biased(x, &x[3]),
+            |x| plain_attention(x, heads, seen),
+        );
+        check(
+            &format!("{name} with a constant bias"),
+            &operands[..3],
+            |x| biased(x, &operands[3]),
+            |x| plain_attention(&[x[0].clone(), x[1].clone(), x[2].clone(), operands[3].clone()], heads, seen),
+        );
     }
 }
 
@@ -641,6 +672,10 @@ fn wrong_shapes_are_refused_by_name() {
     says(ops::attention(&x, &x, &operand(1, &[2, 5, 4]), 2, &none).unwrap_err(), &["v", "[2, 5, 4]", "[2, 3, 4]"]);
     says(ops::attention(&x, &x, &x, 3, &none).unwrap_err(), &["num_heads", "3", "4"]);
     says(ops::attention(&x, &x, &x, 0, &none).unwrap_err(), &["num_heads", "0"]);
+    let biased = |shape: &[usize]| AttentionMask::none().with_bias(operand(1, shape));
+    says(biased(&[3, 3]).unwrap_err(), &["bias", "[3, 3]"]);
+    let mask = biased(&[2, 3, 4]).unwrap();
+    says(ops::attention(&x, &x, &x, 2, &mask).unwrap_err(), &["bias", "[2, 3, 4]", "(2, 3, 3)"]);
     says(ops::embedding(&operand(1, &[5, 2]), &[1, 5], (1, 2)).unwrap_err(), &["ids", "5"]);
     says(ops::embedding(&operand(1, &[5, 2]), &[1, 4], (1, 3)).unwrap_err(), &["ids", "2 values"]);
     says(ops::add_row(&x, &operand(1, &[2, 3])).unwrap_err(), &["row", "[2, 3]", "[2, 3, 4]"]);

@@ -12,7 +12,7 @@ use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
 use crate::ops::Activation;
 use crate::project::{InputNorm, ProjectionConfig, ProjectionKind};
 use crate::towers::{
-    ImagePooling, ImageTowerConfig, OutputNorm, PooledToken, PositionTable, PrefixTokens, TextAttention, TextPooling,
+    ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, PooledToken, PositionTable, PrefixTokens, TextAttention, TextPooling,
     TextTowerConfig, TextTransformerConfig, VitConfig,
 };
 use crate::weights::Renames;
@@ -113,6 +113,7 @@ fn image(config: &Config) -> Result<ImagePlan> {
         patch_size: config.side("patch_size", 32)?,
         num_channels: config.size("num_channels", 3)?,
         patch_bias: false,
+        stem: PatchStem::Patches,
         qkv_bias: QkvBias::All,
         norm: NormPosition::Pre,
         extras: Vec::new(),
@@ -127,6 +128,7 @@ fn image(config: &Config) -> Result<ImagePlan> {
         map_head: None,
         query_pool: None,
         classifier: None,
+        rope: None,
         num_labels: 0,
         initializer_range: config.number("initializer_range", 0.02)?,
     };

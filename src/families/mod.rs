@@ -3,12 +3,18 @@
 //!
 //! [`Families`] is a value, not a global: add a family of your own to it and hand it to a [`Loader`](crate::Loader).
 
+mod altclip_text;
 mod bert;
+mod blip_text;
 mod config;
 mod dinov2;
 mod diptych;
+mod distilbert;
 mod hf_clip;
+mod m2m100;
+mod mpnet;
 mod open_clip;
+mod t5;
 mod timm;
 mod vision_text;
 mod vit;
@@ -192,6 +198,12 @@ impl Default for Families {
             Box::new(vision_text::VisionText),
             Box::new(open_clip::OpenClip),
             Box::new(bert::Bert),
+            Box::new(distilbert::DistilBert),
+            Box::new(mpnet::MpNet),
+            Box::new(altclip_text::AltClipText),
+            Box::new(blip_text::BlipText),
+            Box::new(t5::T5),
+            Box::new(m2m100::M2m100),
             Box::new(vit::Vit),
             Box::new(dinov2::Dinov2),
         ])

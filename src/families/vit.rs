@@ -7,7 +7,7 @@ use crate::image::ProcessorClass;
 use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
 use crate::ops::Activation;
 use crate::towers::{
-    ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, VitConfig,
+    ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens, VitConfig,
 };
 use crate::weights::Renames;
 
@@ -69,6 +69,7 @@ pub(super) fn base(config: &Config, patch_size: usize, layer_norm_eps: f64) -> R
         patch_size: config.side("patch_size", patch_size)?,
         num_channels: config.size("num_channels", 3)?,
         patch_bias: true,
+        stem: PatchStem::Patches,
         qkv_bias: if config.flag("qkv_bias", true)? { QkvBias::All } else { QkvBias::None },
         norm: NormPosition::Pre,
         extras: Vec::new(),
@@ -83,6 +84,7 @@ pub(super) fn base(config: &Config, patch_size: usize, layer_norm_eps: f64) -> R
         map_head: None,
         query_pool: None,
         classifier: None,
+        rope: None,
         num_labels: 0,
         initializer_range: config.number("initializer_range", 0.02)?,
     })

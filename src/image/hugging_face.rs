@@ -204,11 +204,6 @@ impl ImageProcessorConfig {
 impl Fields<'_> {
     fn config(&self, class: ProcessorClass) -> Result<ImageProcessorConfig> {
         let default = class.config();
-        if self.flag("do_pad")? == Some(true) {
-            return Err(
-                self.error("do_pad", "padding is not supported; images get one size by a crop or an exact resize")
-            );
-        }
         let config = ImageProcessorConfig {
             resize: self.resize(class, default.resize)?,
             crop: self.crop(class, default.crop)?,
@@ -223,6 +218,11 @@ impl Fields<'_> {
                 (None, None) => default.transparency,
             },
         };
+        // Images of one size need no padding.
+        if self.flag("do_pad")? == Some(true) && (config.output_size().is_none() || self.get("pad_size").is_some()) {
+            let message = "padding is not supported; images get one size by a crop or an exact resize";
+            return Err(self.error("do_pad", message));
+        }
         config.problem().map_or(Ok(config), |(field, message)| Err(self.error(field, message)))
     }
 
@@ -330,6 +330,7 @@ mod tests {
             ("image_processor_type", json!(7)),
         ] {
             let mut json = json!({"image_processor_type": "CLIPImageProcessor"});
+            json["do_center_crop"] = (field != "do_pad").into();
             json[field] = value.clone();
             let message = read(json).expect_err(&format!("{field} {value}")).to_string();
             assert!(message.starts_with(&format!("folder/preprocessor_config.json: {field}: ")), "{message}");

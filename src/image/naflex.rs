@@ -15,6 +15,7 @@ use std::path::Path;
 use ::image::RgbImage;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::config::{ImageSize, Normalize, Resize, ResizeTo, Transparency};
@@ -33,7 +34,10 @@ const CLASS: &str = "Siglip2ImageProcessor";
 const MAX_VALUES: u64 = 1 << 28;
 
 /// The steps from a decoded image to patches, and their parameters.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// The serialised form is this crate's own; see [`NaflexConfig::from_hugging_face`] for theirs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NaflexConfig {
     /// Side p of a patch in pixels.
     pub patch_size: u32,
@@ -346,6 +350,8 @@ mod tests {
         let bare = NaflexConfig { filter: None, rescale_factor: None, normalize: None, ..default.clone() };
         for config in [default, bare] {
             assert_eq!(read(config.to_hugging_face()).unwrap(), config);
+            let ours = serde_json::to_value(&config).unwrap();
+            assert_eq!(serde_json::from_value::<NaflexConfig>(ours).unwrap(), config);
         }
     }
 

@@ -131,7 +131,12 @@ impl ImageProcessor {
     /// `resized` (H,W,3) → (C,H,W) of the crop's size, or of `resized` where the processor does not crop.
     #[must_use]
     pub fn finish(&self, resized: &RgbImage, view: &View) -> PixelArray {
-        self.render(resized, view, self.config.crop.unwrap_or_else(|| ImageSize::of(resized)))
+        self.render(
+            resized,
+            view,
+            self.config.crop.unwrap_or_else(|| ImageSize::of(resized)),
+            [self.config.fill; CHANNELS],
+        )
     }
 
     /// The pixel values of several images, prepared in parallel.
@@ -158,15 +163,16 @@ impl ImageProcessor {
         let output = self.config.crop.unwrap_or(resized);
         self.within_limit(output, name)?;
         let view = View::center(resized, output, self.config.crop_rounding);
+        let padding = image.padding(self.config.fill);
         match self.config.resize {
             Some(resize) if resized != size => {
                 // Only what the crop keeps is computed.
                 let window = visible(&view, resized, output);
                 let part = image.resize(resize, resized, window)?;
                 let (top, left) = (view.top - i64::from(window.top), view.left - i64::from(window.left));
-                Ok(self.render(&part, &View { top, left, ..view }, output))
+                Ok(self.render(&part, &View { top, left, ..view }, output, padding))
             }
-            _ => Ok(self.render(image.image(), &view, output)),
+            _ => Ok(self.render(image.image(), &view, output, padding)),
         }
     }
 
@@ -179,8 +185,8 @@ impl ImageProcessor {
         Err(Error::image(name, message))
     }
 
-    /// The window of size `size` that `view` places on `image`, through the table of levels; outside the image is `fill`.
-    fn render(&self, image: &RgbImage, view: &View, size: ImageSize) -> PixelArray {
+    /// The window of size `size` that `view` places on `image`, through the table of levels; outside the image is `padding`.
+    fn render(&self, image: &RgbImage, view: &View, size: ImageSize, padding: [u8; CHANNELS]) -> PixelArray {
         let (height, width) = (size.height as usize, size.width as usize);
         let mut data = vec![0.0; CHANNELS * height * width];
         let stride = image.width() as usize * CHANNELS;
@@ -190,7 +196,7 @@ impl ImageProcessor {
         let rows = overlap(view.top, size.height, image.height());
         for (channel, plane) in data.chunks_exact_mut((height * width).max(1)).enumerate() {
             let levels = &self.levels[channel];
-            let outside = levels[usize::from(self.config.fill)];
+            let outside = levels[usize::from(padding[channel])];
             for (y, out) in plane.chunks_exact_mut(width.max(1)).enumerate() {
                 if !rows.contains(&y) || columns.is_empty() {
                     out.fill(outside);

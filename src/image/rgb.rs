@@ -21,25 +21,30 @@ pub(crate) struct Rgb<'a> {
     image: Cow<'a, RgbImage>,
     /// The opacity of each pixel, three times, where it takes part in the resize.
     opacity: Option<RgbImage>,
-    /// The only filter for images whose values are no colours.
-    filter: Option<Filter>,
+    /// What the file's values are, where images are converted after the resize.
+    layout: Layout,
 }
 
 impl<'a> Rgb<'a> {
     pub(crate) fn new(image: Cow<'a, DynamicImage>, layout: Layout, transparency: Transparency) -> Self {
         let after = transparency == Transparency::DroppedAfterResize;
-        let filter = (after && layout == Layout::Indices).then_some(Filter::Nearest);
-        let opacity = (after && layout == Layout::Channels && image.color().has_alpha()).then(|| opacity(&image));
+        let layout = if after { layout } else { Layout::Keyed };
+        let opacity = (layout == Layout::Channels && image.color().has_alpha()).then(|| opacity(&image));
         let image = match image {
             Cow::Borrowed(DynamicImage::ImageRgb8(image)) => Cow::Borrowed(image),
             Cow::Owned(DynamicImage::ImageRgb8(image)) => Cow::Owned(image),
             image => Cow::Owned(to_rgb(&image, transparency)),
         };
-        Self { image, opacity, filter }
+        Self { image, opacity, layout }
     }
 
     pub(crate) fn size(&self) -> ImageSize {
         ImageSize::of(&self.image)
+    }
+
+    /// The colour that `fill` becomes around this image.
+    pub(crate) fn padding(&self, fill: u8) -> [u8; 3] {
+        self.layout.colour(fill)
     }
 
     /// The image as it is, not resized.
@@ -54,7 +59,7 @@ impl<'a> Rgb<'a> {
 
     /// The part `window` of the image resized to `size`.
     pub(crate) fn resize(&self, resize: Resize, size: ImageSize, window: Window) -> Result<RgbImage> {
-        let filter = self.filter.unwrap_or(resize.filter);
+        let filter = if matches!(self.layout, Layout::Indices(_)) { Filter::Nearest } else { resize.filter };
         let Some(opacity) = &self.opacity else { return resize_window(&self.image, size, filter, window) };
         if filter == Filter::Nearest {
             return resize_window(&self.image, size, filter, window);
@@ -182,9 +187,10 @@ mod tests {
         let image = RgbImage::from_fn(4, 1, |x, _| ::image::Rgb([(x * 80) as u8; 3]));
         let resize = Resize { to: crate::image::ResizeTo::ShortestEdge(1), filter: Filter::Bilinear };
         let size = ImageSize { height: 1, width: 2 };
-        let rgb = |layout| Rgb::new(Cow::Owned(image.clone().into()), layout, Transparency::DroppedAfterResize);
-        let resized = |layout| rgb(layout).resize(resize, size, Window::whole(size)).unwrap().get_pixel(0, 0).0[0];
-        assert_eq!(resized(Layout::Indices), 80);
+        let rgb = |layout: Layout| Rgb::new(Cow::Owned(image.clone().into()), layout, Transparency::DroppedAfterResize);
+        let resized =
+            |layout: Layout| rgb(layout).resize(resize, size, Window::whole(size)).unwrap().get_pixel(0, 0).0[0];
+        assert_eq!(resized(Layout::Indices(Vec::new())), 80);
         assert_ne!(resized(Layout::Channels), 80);
     }
 }

@@ -21,7 +21,7 @@ pub enum QkvBias {
     None,
 }
 
-/// What some towers add to attention and MLP.
+/// What some towers do differently, in attention, MLP and norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BlockExtra {
@@ -35,6 +35,22 @@ pub enum BlockExtra {
     AttentionOutputNorm,
     /// A LayerNorm before the MLP's second layer, `mlp.norm`.
     MlpNorm,
+    /// The block's two norms have a scale and no shift (ModernBERT).
+    NormWithoutBias,
+    /// The block's two norms are RMSNorms (T5).
+    RmsNorm,
+    /// The first block has no norm before attention, for the embeddings are normed (ModernBERT).
+    NoFirstNorm,
+    /// Attention's output projection has no bias.
+    OutputWithoutBias,
+    /// The MLP's layers have no bias.
+    MlpWithoutBias,
+    /// A head has so many columns, whatever the width of the stream (T5).
+    HeadSize(usize),
+    /// Scores are not divided by √D (T5, which has that in its weights).
+    UnscaledScores,
+    /// A LayerNorm of the MLP's own before its first layer, `mlp.input_norm` (ViTamin, behind the block's norm).
+    MlpInputNorm,
 }
 
 /// The form of an attention.
@@ -82,6 +98,8 @@ pub struct Attention {
     head_scale: Option<Tensor>,
     norm: Option<LayerNorm>,
     num_heads: usize,
+    /// By what queries are multiplied.
+    scale: Option<f64>,
 }
 
 impl Attention {
@@ -92,25 +110,32 @@ impl Attention {
     pub fn new(params: &Params, config: &AttentionConfig<'_>) -> Result<Self> {
         let &AttentionConfig { hidden_size, key_size, num_attention_heads: heads, layer_norm_eps: eps, init, .. } =
             config;
-        let project = |name: &str, input: usize, bias: bool| match bias {
-            true => Linear::new(&params.pp(name), input, hidden_size, init),
-            false => Linear::without_bias(&params.pp(name), input, hidden_size, init),
-        };
         let has = |extra: BlockExtra| config.extras.contains(&extra);
-        let norm = |name: &str, size: usize| LayerNorm::new(&params.pp(name), size, eps);
-        let query_key_norm = has(BlockExtra::QueryKeyNorm).then(|| {
-            Ok::<_, crate::Error>((norm("q_norm", hidden_size / heads)?, norm("k_norm", hidden_size / heads)?))
+        let head_size = config.extras.iter().find_map(|extra| match *extra {
+            BlockExtra::HeadSize(size) => Some(size),
+            _ => None,
         });
+        let head_size = head_size.unwrap_or(hidden_size / heads);
+        let inner = heads * head_size;
+        let project = |name: &str, input: usize, output: usize, bias: bool| match bias {
+            true => Linear::new(&params.pp(name), input, output, init),
+            false => Linear::without_bias(&params.pp(name), input, output, init),
+        };
+        let norm = |name: &str, size: usize| LayerNorm::new(&params.pp(name), size, eps);
+        let query_key_norm = has(BlockExtra::QueryKeyNorm)
+            .then(|| Ok::<_, crate::Error>((norm("q_norm", head_size)?, norm("k_norm", head_size)?)));
         let head_scale = has(BlockExtra::HeadScale).then(|| params.get("head_scale", &[heads], Init::ONES));
         Ok(Self {
-            query: project("q_proj", hidden_size, config.qkv_bias != QkvBias::None)?,
-            key: project("k_proj", key_size, config.qkv_bias == QkvBias::All)?,
-            value: project("v_proj", key_size, config.qkv_bias != QkvBias::None)?,
-            output: Linear::new(&params.pp("out_proj"), hidden_size, hidden_size, init)?,
+            query: project("q_proj", hidden_size, inner, config.qkv_bias != QkvBias::None)?,
+            key: project("k_proj", key_size, inner, config.qkv_bias == QkvBias::All)?,
+            value: project("v_proj", key_size, inner, config.qkv_bias != QkvBias::None)?,
+            output: project("out_proj", inner, hidden_size, !has(BlockExtra::OutputWithoutBias))?,
             query_key_norm: query_key_norm.transpose()?,
             head_scale: head_scale.transpose()?,
-            norm: has(BlockExtra::AttentionNorm).then(|| norm("norm", hidden_size)).transpose()?,
+            norm: has(BlockExtra::AttentionNorm).then(|| norm("norm", inner)).transpose()?,
             num_heads: heads,
+            // The attention divides by as much.
+            scale: has(BlockExtra::UnscaledScores).then(|| (head_size as f64).sqrt()),
         })
     }
 
@@ -145,7 +170,10 @@ impl Attention {
     }
 
     fn queries_and_keys(&self, from: &Tensor, to: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (query, key) = (self.query.forward(from)?, self.key.forward(to)?);
+        let (mut query, key) = (self.query.forward(from)?, self.key.forward(to)?);
+        if let Some(scale) = self.scale {
+            query = (query * scale)?;
+        }
         match &self.query_key_norm {
             None => Ok((query, key)),
             Some((q_norm, k_norm)) => Ok((self.head_norm(&query, q_norm)?, self.head_norm(&key, k_norm)?)),

@@ -8,7 +8,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Attend, Attention, AttentionConfig, BlockExtra, LayerNorm, Mlp, MlpKind, QkvBias};
+use super::{Attend, Attention, AttentionConfig, BlockExtra, LayerNorm, Mlp, MlpKind, Norm, QkvBias};
 use crate::Result;
 use crate::ops::{self, Activation, AttentionMask};
 use crate::towers::Collect;
@@ -47,7 +47,7 @@ pub struct BlockConfig {
     pub mlp: MlpKind,
     /// Which of queries, keys and values have a bias.
     pub qkv_bias: QkvBias,
-    /// What is added to attention and MLP.
+    /// What is done differently.
     pub extras: Vec<BlockExtra>,
     /// LayerScale's start, for towers that have it.
     pub layer_scale: Option<f32>,
@@ -68,7 +68,7 @@ impl Encoder {
     /// When the source cannot make a tensor.
     pub fn new(params: &Params, config: &BlockConfig) -> Result<Self> {
         let layers = params.pp("layers");
-        let blocks = (0..config.num_hidden_layers).map(|i| Block::new(&layers.pp(i), config));
+        let blocks = (0..config.num_hidden_layers).map(|i| Block::new(&layers.pp(i), config, i));
         Ok(Self { blocks: blocks.collect::<Result<_>>()? })
     }
 
@@ -111,6 +111,27 @@ impl Encoder {
         Ok((x, inputs))
     }
 
+    /// The last block's output, where `between(i, x)` stands between the attention half and the MLP half of block i: a
+    /// cross-attention with its own residual sum and norm.
+    ///
+    /// # Shapes
+    /// `x` (B,L,E) → (B,L,E).
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward_between(
+        &self,
+        x: &Tensor,
+        mask: &AttentionMask,
+        between: impl Fn(usize, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.feed_forward(&between(i, block.attend(&x, mask.into())?)?)?;
+        }
+        Ok(x)
+    }
+
     /// The output at one position a row. The last block computes keys and values for all tokens, but queries, output
     /// projection and MLP for that token only: the same numbers as [`Encoder::forward`] there, for less work.
     ///
@@ -143,17 +164,17 @@ impl Encoder {
 #[derive(Debug, Clone)]
 struct Block {
     norm: NormPosition,
-    layer_norm1: LayerNorm,
+    layer_norm1: Option<Norm>,
     attention: Attention,
     attention_norm: Option<LayerNorm>,
     layer_scale1: Option<Tensor>,
-    layer_norm2: LayerNorm,
+    layer_norm2: Norm,
     mlp: Mlp,
     layer_scale2: Option<Tensor>,
 }
 
 impl Block {
-    fn new(params: &Params, config: &BlockConfig) -> Result<Self> {
+    fn new(params: &Params, config: &BlockConfig, index: usize) -> Result<Self> {
         let size = config.hidden_size;
         let init = Init::Normal { std: config.initializer_range };
         let scale = |name: &str| {
@@ -168,14 +189,15 @@ impl Block {
             layer_norm_eps: config.layer_norm_eps,
             init,
         };
-        let norm = |name: &str| LayerNorm::new(&params.pp(name), size, config.layer_norm_eps);
-        let attention_norm =
-            config.extras.contains(&BlockExtra::AttentionOutputNorm).then(|| norm("attention_norm")).transpose()?;
+        let has = |extra: BlockExtra| config.extras.contains(&extra);
+        let norm = |name: &str| Norm::new(&params.pp(name), size, &config.extras, config.layer_norm_eps);
+        let attention_norm = || LayerNorm::new(&params.pp("attention_norm"), size, config.layer_norm_eps);
+        let first_norm = !(has(BlockExtra::NoFirstNorm) && index == 0);
         Ok(Self {
             norm: config.norm,
-            layer_norm1: norm("layer_norm1")?,
+            layer_norm1: first_norm.then(|| norm("layer_norm1")).transpose()?,
             attention: Attention::new(&params.pp("self_attn"), &attention)?,
-            attention_norm,
+            attention_norm: has(BlockExtra::AttentionOutputNorm).then(attention_norm).transpose()?,
             layer_scale1: scale("layer_scale1")?,
             layer_norm2: norm("layer_norm2")?,
             mlp: Mlp::new(&params.pp("mlp"), config)?,
@@ -184,21 +206,30 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, attend: Attend<'_>) -> Result<Tensor> {
+        self.feed_forward(&self.attend(x, attend)?)
+    }
+
+    /// The first half: attention and the residual sum.
+    fn attend(&self, x: &Tensor, attend: Attend<'_>) -> Result<Tensor> {
         let attended = match self.norm {
             NormPosition::Pre => {
-                let normed = self.layer_norm1.forward(x)?;
+                let normed = self.first_norm(x)?;
                 self.attention.forward(&normed, &normed, attend)?
             }
             NormPosition::Post | NormPosition::Residual => self.attention.forward(x, x, attend)?,
         };
-        self.rest(x, &attended)
+        self.add_attended(x, &attended)
+    }
+
+    fn first_norm(&self, x: &Tensor) -> Result<Tensor> {
+        self.layer_norm1.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
     }
 
     fn forward_selected(&self, x: &Tensor, attend: Attend<'_>, positions: &[usize]) -> Result<Tensor> {
         let selected = ops::select_tokens(x, positions)?.unsqueeze(1)?;
         let attended = match self.norm {
             NormPosition::Pre => {
-                let normed = self.layer_norm1.forward(x)?;
+                let normed = self.first_norm(x)?;
                 let query = ops::select_tokens(&normed, positions)?.unsqueeze(1)?;
                 self.attention.forward_at(&query, &normed, attend, positions)?
             }
@@ -206,30 +237,28 @@ impl Block {
                 self.attention.forward_at(&selected, x, attend, positions)?
             }
         };
-        Ok(self.rest(&selected, &attended)?.squeeze(1)?)
+        Ok(self.feed_forward(&self.add_attended(&selected, &attended)?)?.squeeze(1)?)
     }
 
-    /// Everything after attention: `x` is the residual stream, `attended` the attention's output at the same positions.
-    fn rest(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+    /// `x` is the residual stream, `attended` the attention's output at the same positions.
+    fn add_attended(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
         let normed = self.attention_norm.as_ref().map(|norm| norm.forward(attended)).transpose()?;
         let attended = normed.as_ref().unwrap_or(attended);
         match self.norm {
-            NormPosition::Pre => {
-                let x = (x + scaled(attended, self.layer_scale1.as_ref())?)?;
-                let inner = self.mlp.forward(&self.layer_norm2.forward(&x)?)?;
-                Ok((&x + scaled(&inner, self.layer_scale2.as_ref())?)?)
-            }
-            NormPosition::Post => {
-                let x = self.layer_norm1.forward(&(x + attended)?)?;
-                let inner = self.mlp.forward(&x)?;
-                self.layer_norm2.forward(&(&x + inner)?)
-            }
-            NormPosition::Residual => {
-                let x = (x + scaled(&self.layer_norm1.forward(attended)?, self.layer_scale1.as_ref())?)?;
-                let inner = self.layer_norm2.forward(&self.mlp.forward(&x)?)?;
-                Ok((&x + scaled(&inner, self.layer_scale2.as_ref())?)?)
-            }
+            NormPosition::Pre => Ok((x + scaled(attended, self.layer_scale1.as_ref())?)?),
+            NormPosition::Post => self.first_norm(&(x + attended)?),
+            NormPosition::Residual => Ok((x + scaled(&self.first_norm(attended)?, self.layer_scale1.as_ref())?)?),
         }
+    }
+
+    /// The second half: the MLP and the residual sum.
+    fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
+        let inner = match self.norm {
+            NormPosition::Pre => self.mlp.forward(&self.layer_norm2.forward(x)?)?,
+            NormPosition::Post => return self.layer_norm2.forward(&(x + self.mlp.forward(x)?)?),
+            NormPosition::Residual => self.layer_norm2.forward(&self.mlp.forward(x)?)?,
+        };
+        Ok((x + scaled(&inner, self.layer_scale2.as_ref())?)?)
     }
 }
 

@@ -75,6 +75,15 @@ impl LayerNorm {
         Ok(Self { weight, bias: params.get("bias", &[size], Init::ZEROS)?, eps })
     }
 
+    /// Reads `weight` (size) alone; the shift is a constant zero.
+    ///
+    /// # Errors
+    /// When the source cannot make a tensor.
+    pub fn without_bias(params: &Params, size: usize, eps: f64) -> Result<Self> {
+        let weight = params.get("weight", &[size], Init::ONES)?;
+        Ok(Self { bias: weight.zeros_like()?, weight, eps })
+    }
+
     /// # Shapes
     /// (…,E) → (…,E).
     ///

@@ -24,6 +24,7 @@ pub enum MlpKind {
 /// `fc1` (E → intermediate), an activation, `fc2` (intermediate → E); `gate` beside `fc1` for [`MlpKind::Gated`].
 #[derive(Debug, Clone)]
 pub struct Mlp {
+    input_norm: Option<LayerNorm>,
     gate: Option<Linear>,
     fc1: Linear,
     norm: Option<LayerNorm>,
@@ -39,14 +40,21 @@ impl Mlp {
     pub fn new(params: &Params, config: &BlockConfig) -> Result<Self> {
         let (size, inner) = (config.hidden_size, config.intermediate_size);
         let init = Init::Normal { std: config.initializer_range };
-        let norm = config.extras.contains(&BlockExtra::MlpNorm);
+        let norm = |extra: BlockExtra, name: &str, size: usize| {
+            let norm = config.extras.contains(&extra);
+            norm.then(|| LayerNorm::new(&params.pp(name), size, config.layer_norm_eps)).transpose()
+        };
+        let bias = !config.extras.contains(&BlockExtra::MlpWithoutBias);
+        let linear = |name: &str, input: usize, output: usize| match bias {
+            true => Linear::new(&params.pp(name), input, output, init),
+            false => Linear::without_bias(&params.pp(name), input, output, init),
+        };
         Ok(Self {
-            gate: (config.mlp == MlpKind::Gated)
-                .then(|| Linear::new(&params.pp("gate"), size, inner, init))
-                .transpose()?,
-            fc1: Linear::new(&params.pp("fc1"), size, inner, init)?,
-            norm: norm.then(|| LayerNorm::new(&params.pp("norm"), inner, config.layer_norm_eps)).transpose()?,
-            fc2: Linear::new(&params.pp("fc2"), inner, size, init)?,
+            input_norm: norm(BlockExtra::MlpInputNorm, "input_norm", size)?,
+            gate: (config.mlp == MlpKind::Gated).then(|| linear("gate", size, inner)).transpose()?,
+            fc1: linear("fc1", size, inner)?,
+            norm: norm(BlockExtra::MlpNorm, "norm", inner)?,
+            fc2: linear("fc2", inner, size)?,
             activation: config.hidden_act,
         })
     }
@@ -57,6 +65,8 @@ impl Mlp {
     /// # Errors
     /// When the last dimension of `x` is not E.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let normed = self.input_norm.as_ref().map(|norm| norm.forward(x)).transpose()?;
+        let x = normed.as_ref().unwrap_or(x);
         let mut hidden = match &self.gate {
             None => self.fc1.forward_activated(x, self.activation)?,
             Some(gate) => (gate.forward_activated(x, self.activation)? * self.fc1.forward(x)?)?,

@@ -2,11 +2,12 @@
 //!
 //! q (B,L,E), k and v (B,S,E), E = H·D: head h owns the columns h·D..(h+1)·D, so nothing is transposed or copied.
 //! Vaswani et al. 2017, <https://arxiv.org/abs/1706.03762>. The backward pass computes the probabilities P anew:
-//! `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P ∘ (dP − rowsum(P ∘ dP)) / √D`, `dQ = dS K`, `dK = dSᵀ Q`.
+//! `dV = Pᵀ dO`, `dP = dO Vᵀ`, `dS = P ∘ (dP − rowsum(P ∘ dP)) / √D`, `dQ = dS K`, `dK = dSᵀ Q`. A bias on the scores that is
+//! trained (relative positions) takes the plain composition, which gives it its gradient; a constant one takes the kernel.
 #![allow(unsafe_code)]
 
 use super::attention_mask::{AttentionMask, AttentionPattern, KeySpan};
-use super::kernel::{Floats, is_native, strided_floats, tensor};
+use super::kernel::{Floats, add_assign, is_native, strided_floats, tensor};
 use super::product::{Matrix, Onto, Target, product_into};
 use super::simd::{exp, maximum, sum, sum2, vectorised};
 use crate::{Error, Result};
@@ -22,15 +23,16 @@ use rayon::prelude::*;
 /// When the shapes do not fit together, `num_heads` does not divide E, or the mask is for other sizes.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, num_heads: usize, mask: &AttentionMask) -> Result<Tensor> {
     let sizes = Sizes::check(q, k, v, num_heads)?;
-    mask.check(sizes.batch, sizes.queries, sizes.keys)?;
+    mask.check(sizes.batch, num_heads, sizes.queries, sizes.keys)?;
     if q.elem_count() == 0 || sizes.keys == 0 {
         return Ok(q.zeros_like()?);
     }
-    if !is_native(&[q, k, v]) {
+    if !is_native(&[q, k, v]) || mask.bias().is_some_and(|bias| bias.track_op() || !is_native(&[bias])) {
         return plain(q, k, v, sizes, mask);
     }
     let spans = mask.spans(sizes.batch, sizes.keys);
-    let op = Attention { sizes, spans, pattern: mask.pattern() };
+    let bias = mask.bias().map(Tensor::contiguous).transpose()?;
+    let op = Attention { sizes, spans, pattern: mask.pattern(), bias };
     Ok(dense_rows(q)?.apply_op3(&dense_rows(k)?, &dense_rows(v)?, op)?)
 }
 
@@ -48,6 +50,9 @@ fn plain(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, mask: &AttentionMask)
     let mut scores = (q.matmul(&k.t()?)? * (width as f64).sqrt().recip())?;
     if dtype != DType::F64 {
         scores = scores.to_dtype(DType::F32)?;
+    }
+    if let Some(bias) = mask.bias() {
+        scores = scores.broadcast_add(&bias.to_dtype(scores.dtype())?)?;
     }
     let unmasked = mask.pattern() == AttentionPattern::Full && mask.key_padding().is_none();
     let probabilities = if unmasked {
@@ -76,7 +81,7 @@ fn dense_mask(sizes: Sizes, mask: &AttentionMask) -> (Vec<u8>, Vec<u8>) {
         let (b, query) = (row / queries, row % queries);
         let start = seen.len();
         seen.extend((0..keys).map(|key| {
-            let by_position = mask.pattern() == AttentionPattern::Full || key <= query;
+            let by_position = mask.pattern().keys_of(query, keys).contains(&key);
             u8::from(by_position && mask.key_padding().is_none_or(|keep| keep[b * keys + key]))
         }));
         blind.push(u8::from(seen[start..].iter().all(|&seen| seen == 0)));
@@ -176,6 +181,8 @@ struct Attention {
     sizes: Sizes,
     spans: Vec<KeySpan>,
     pattern: AttentionPattern,
+    /// Added to the scaled scores, (H,L,S); contiguous, and nothing trains it.
+    bias: Option<Tensor>,
 }
 
 impl Attention {
@@ -191,11 +198,23 @@ impl Attention {
         );
     }
 
-    /// The probabilities of one head, (L, span.end), into scratch memory.
-    fn probabilities(&self, q: Matrix, k: Matrix, span: &KeySpan, p: &mut [f32]) {
-        let scale = (self.sizes.width as f32).sqrt().recip();
+    /// The values of the bias.
+    fn bias_values(&self) -> CandleResult<Option<Floats<'_>>> {
+        self.bias.as_ref().map(Floats::of).transpose()
+    }
+
+    /// The probabilities of one head, (L, span.end), into scratch memory. `bias` is that of all heads.
+    fn probabilities(&self, q: Matrix, k: Matrix, span: &KeySpan, bias: Option<(&[f32], usize)>, p: &mut [f32]) {
+        let Sizes { queries, keys, width, .. } = self.sizes;
+        let scale = (width as f32).sqrt().recip();
         // SAFETY: `p` holds L · span.end initialised values and is this task's alone.
         unsafe { product_into(Target::of(p, span.end), Onto::Nothing, scale, q, k.t()) };
+        if let Some((bias, head)) = bias {
+            let bias = &bias[head * queries * keys..][..queries * keys];
+            for (row, bias) in p.chunks_exact_mut(span.end).zip(bias.chunks_exact(keys)) {
+                add_assign(row, &bias[..span.end]);
+            }
+        }
         if !span.holes.is_empty() {
             for row in p.chunks_exact_mut(span.end) {
                 span.holes.iter().for_each(|&key| row[key] = f32::NEG_INFINITY);
@@ -208,13 +227,13 @@ impl Attention {
 vectorised! {
     fn softmax_rows<const FMA: bool>(scores: &mut [f32], span: &KeySpan, pattern: AttentionPattern) {
         for (query, row) in scores.chunks_exact_mut(span.end).enumerate() {
-            let end = match pattern {
-                AttentionPattern::Full => span.end,
-                AttentionPattern::Causal => span.end.min(query + 1),
-            };
-            let (seen, hidden) = row.split_at_mut(end);
-            hidden.fill(0.0);
-            if end <= span.first {
+            let keys = pattern.keys_of(query, span.end);
+            let holes = span.holes_in(&keys);
+            row[..keys.start].fill(0.0);
+            row[keys.end..].fill(0.0);
+            let start = keys.start;
+            let seen = &mut row[keys];
+            if holes.len() == seen.len() {
                 seen.fill(0.0);
                 continue;
             }
@@ -222,8 +241,8 @@ vectorised! {
             for score in seen.iter_mut() {
                 *score = exp::<FMA>(*score - largest);
             }
-            for &key in span.holes.iter().take_while(|&&key| key < end) {
-                seen[key] = 0.0;
+            for &key in holes {
+                seen[key - start] = 0.0;
             }
             let scale = sum(seen, |v| v).recip();
             for weight in seen {
@@ -263,6 +282,8 @@ impl CustomOp3 for Attention {
         let q = View::new(strided_floats(q, lq)?, lq);
         let k = View::new(strided_floats(k, lk)?, lk);
         let v = View::new(strided_floats(v, lv)?, lv);
+        let bias = self.bias_values()?;
+        let bias = bias.as_deref();
         let mut out = Results::new(batch, queries, heads * width);
         let target = out.target();
         self.for_each_head(1, |task, span, memory| {
@@ -274,7 +295,8 @@ impl CustomOp3 for Attention {
                     return;
                 }
                 let p = &mut memory[..queries * span.end];
-                self.probabilities(q.head(task, queries), k.head(task, span.end), span, p);
+                let bias = bias.map(|bias| (bias, task.head));
+                self.probabilities(q.head(task, queries), k.head(task, span.end), span, bias, p);
                 product_into(out, Onto::Nothing, 1.0, Matrix::new(p, queries, span.end), v.head(task, span.end));
             }
         });
@@ -295,6 +317,8 @@ impl CustomOp3 for Attention {
         let grad = dense_rows(grad)?;
         let values = [Floats::strided(q)?, Floats::strided(k)?, Floats::strided(v)?, Floats::strided(&grad)?];
         let [qs, ks, vs, grads] = [(q, 0), (k, 1), (v, 2), (&grad, 3)].map(|(t, i)| View::new(&values[i], t.layout()));
+        let bias = self.bias_values()?;
+        let bias = bias.as_deref();
         let size = heads * width;
         let mut results =
             [Results::new(batch, queries, size), Results::new(batch, keys, size), Results::new(batch, keys, size)];
@@ -316,7 +340,7 @@ impl CustomOp3 for Attention {
                     (0..queries).for_each(|row| dq.zero_row(row, width));
                     return;
                 }
-                self.probabilities(q, k, span, p);
+                self.probabilities(q, k, span, bias.map(|bias| (bias, task.head)), p);
                 product_into(dv, Onto::Nothing, 1.0, Matrix::new(p, queries, end).t(), grad);
                 product_into(Target::of(dp, end), Onto::Nothing, 1.0, grad, v.t());
                 softmax_backward_rows(p, dp, end, scale);

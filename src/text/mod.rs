@@ -1,7 +1,14 @@
 //! Text to token ids: [`TextTokenizer`] turns strings into a [`TokenBatch`], following the [`TokenRules`] of the checkpoint.
 
 mod batch;
+mod clean;
+mod convert;
+mod files;
+mod rules;
+mod sentencepiece;
 mod tokenizer;
 
 pub use batch::TokenBatch;
-pub use tokenizer::{PadId, Padding, SpecialTokens, TextTokenizer, TokenRules};
+pub use clean::Cleaning;
+pub use rules::{PadId, Padding, Separator, SpecialTokens, Splitting, TokenRules};
+pub use tokenizer::TextTokenizer;

@@ -1,83 +1,25 @@
-//! [`TextTokenizer`]: text to token ids by a checkpoint's `tokenizer.json`, equal to transformers' fast tokenizers.
+//! [`TextTokenizer`]: text to token ids by a checkpoint's files, equal to transformers' and open_clip's tokenizers.
 //!
-//! The file decides how text is split (and lower-cased, and normalised); the [`TokenRules`] of the checkpoint's family
-//! decide how long a row is and how it is padded. Truncation cuts the text and keeps the special tokens around it:
+//! The files decide how text is split: a `tokenizer.json`, or what came before it (`vocab.json` and `merges.txt`, `vocab.txt`, a
+//! SentencePiece model). The [`TokenRules`] of the checkpoint's family decide how a text is cleaned, how long a row is and how
+//! it is padded. Truncation cuts the text and keeps the special tokens around it:
 //! `special tokens before ‖ text[..n] ‖ special tokens after`, at most `context_length` together. Truncation and padding
 //! that are written into `tokenizer.json` itself are ignored: they are settings of whoever saved the file.
+
+mod split;
 
 use std::path::Path;
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokenizers::normalizers::{Lowercase, NormalizerWrapper, Sequence};
 use tokenizers::{Encoding, PostProcessor, Token, Tokenizer};
 
-use crate::text::TokenBatch;
+use self::split::Splitter;
+use crate::text::convert;
+use crate::text::files::{Files, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, TOKENIZER_JSON};
+use crate::text::{Cleaning, PadId, Padding, Separator, SpecialTokens, Splitting, TokenBatch, TokenRules};
 use crate::{Error, Result};
-
-const TOKENIZER_JSON: &str = "tokenizer.json";
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
-
-/// How rows of ids are made: chosen by the checkpoint's family, not by the tokenizer's file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenRules {
-    /// The most tokens that a row may have, special ones included.
-    pub context_length: usize,
-    /// How far shorter rows are filled up.
-    pub padding: Padding,
-    /// The id that fills them up.
-    pub pad_id: PadId,
-    /// Whether the special tokens of the file's post-processor are put around the text.
-    pub special_tokens: SpecialTokens,
-}
-
-impl TokenRules {
-    /// Rows of up to `context_length` tokens with their special tokens, padded to the longest of the batch with the id that
-    /// the files name (0 if they name none).
-    #[must_use]
-    pub fn new(context_length: usize) -> Self {
-        let (padding, pad_id) = (Padding::Longest, PadId::FromFiles { otherwise: 0 });
-        Self { context_length, padding, pad_id, special_tokens: SpecialTokens::Add }
-    }
-}
-
-/// How far a row is filled up with padding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Padding {
-    /// To the longest row of the batch.
-    Longest,
-    /// To the context length: for towers that read padding as text (SigLIP) and for graphs of a fixed shape.
-    ContextLength,
-}
-
-/// Which id fills up a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum PadId {
-    /// The pad token of `tokenizer_config.json`, of `special_tokens_map.json` or of `tokenizer.json`, the first that names
-    /// one (the order of transformers).
-    FromFiles {
-        /// The id to take where no file names a pad token.
-        otherwise: u32,
-    },
-    /// This id, whatever the files say (open_clip pads with 0).
-    Fixed(u32),
-}
-
-/// Whether the special tokens of the file's post-processor (`[CLS]` … `[SEP]` and their like) are added.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SpecialTokens {
-    /// They are added; truncation keeps them.
-    Add,
-    /// The text's own tokens alone.
-    Omit,
-}
 
 /// A checkpoint's tokenizer together with the rules for its rows.
 ///
@@ -92,13 +34,18 @@ pub enum SpecialTokens {
 /// # }
 /// ```
 pub struct TextTokenizer {
-    tokenizer: Tokenizer,
+    splitter: Splitter,
     rules: TokenRules,
     pad_id: u32,
     before: Vec<u32>,
     after: Vec<u32>,
-    /// The files as they were read, by name, to be written back byte for byte.
-    files: Vec<(&'static str, Vec<u8>)>,
+    /// The token at a row's last place ([`SpecialTokens::Clips`]).
+    last: Option<u32>,
+    /// The token that becomes 0 ([`Separator::Zero`]).
+    separator: Option<u32>,
+    /// Whether rows are filled up before the text.
+    pads_left: bool,
+    files: Files,
 }
 
 impl std::fmt::Debug for TextTokenizer {
@@ -111,25 +58,28 @@ impl std::fmt::Debug for TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// The tokenizer of a checkpoint's folder: `tokenizer.json` and, where they are there, `tokenizer_config.json` and
-    /// `special_tokens_map.json` (for the pad token and for `model_max_length`, which can only lower the context length).
+    /// The tokenizer of a checkpoint's folder: `tokenizer.json`, or else `vocab.json` and `merges.txt` (CLIP, RoBERTa), `vocab.txt`
+    /// (BERT, DistilBERT, MPNet) or a SentencePiece model (XLM-R, T5, SigLIP, Gemma). `tokenizer_config.json`,
+    /// `special_tokens_map.json` and `added_tokens.json` are read where they are there, for special tokens and for
+    /// `model_max_length`, which can only lower the context length.
     ///
     /// # Errors
-    /// When `tokenizer.json` is missing or unreadable, a file is no JSON, or the context length has no room for the special
-    /// tokens.
+    /// When there are no such files ([`TextTokenizer::is_in`] tells), one cannot be read or used, or the context length has no
+    /// room for the special tokens.
     pub fn from_folder(folder: impl AsRef<Path>, rules: TokenRules) -> Result<Self> {
         let folder = folder.as_ref();
-        if !folder.join(TOKENIZER_JSON).is_file() {
-            return Err(missing(folder));
+        let files = Files::read(folder)?;
+        if !Files::are_in(folder) {
+            return Err(missing(folder, &rules));
         }
-        let mut files = Vec::new();
-        for name in [TOKENIZER_JSON, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP] {
-            let path = folder.join(name);
-            if path.is_file() {
-                files.push((name, std::fs::read(&path).map_err(|e| Error::file(&path, e))?));
-            }
-        }
-        Self::build(folder, files, rules)
+        Self::build(files, rules)
+    }
+
+    /// Whether `folder` holds files to make a tokenizer of. Where it does not, and the family says that the tokenizer is CLIP's,
+    /// [`TextTokenizer::from_folder`] can be given another folder that does.
+    #[must_use]
+    pub fn is_in(folder: impl AsRef<Path>) -> bool {
+        Files::are_in(folder.as_ref())
     }
 
     /// The tokenizer of a single `tokenizer.json`, under any name.
@@ -139,7 +89,7 @@ impl TextTokenizer {
     pub fn from_file(path: impl AsRef<Path>, rules: TokenRules) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|e| Error::file(path, e))?;
-        Self::build(path.parent().unwrap_or(path), vec![(TOKENIZER_JSON, bytes)], rules)
+        Self::build(Files::of_tokenizer_json(path.parent().unwrap_or(path), bytes), rules)
     }
 
     /// The tokenizer of the content of a `tokenizer.json`.
@@ -147,41 +97,64 @@ impl TextTokenizer {
     /// # Errors
     /// When the bytes are no tokenizer, or the context length has no room for the special tokens.
     pub fn from_bytes(tokenizer_json: impl Into<Vec<u8>>, rules: TokenRules) -> Result<Self> {
-        Self::build(Path::new(""), vec![(TOKENIZER_JSON, tokenizer_json.into())], rules)
+        Self::build(Files::of_tokenizer_json(Path::new(""), tokenizer_json.into()), rules)
     }
 
-    fn build(folder: &Path, files: Vec<(&'static str, Vec<u8>)>, mut rules: TokenRules) -> Result<Self> {
-        let bytes_of = |name| files.iter().find(|(other, _)| *other == name).map(|(_, bytes)| bytes.as_slice());
-        let json_of = |name| bytes_of(name).map(|bytes| parse(&folder.join(name), bytes)).transpose();
-        let mut tokenizer = read_tokenizer(&folder.join(TOKENIZER_JSON), bytes_of(TOKENIZER_JSON).unwrap_or_default())?;
-        let configs = [json_of(TOKENIZER_CONFIG)?, json_of(SPECIAL_TOKENS_MAP)?];
-
-        let embedded_pad = tokenizer.get_padding().map(|padding| padding.pad_id);
-        // Only fails for a stride that does not fit, and `None` has no stride.
-        tokenizer.with_padding(None).with_truncation(None).map_err(|e| Error::file(folder, e))?;
-
-        if let Some(longest) = configs[0].as_ref().and_then(|config| config.get("model_max_length")?.as_f64()) {
-            // Files without a limit say 1e30; the cast saturates.
-            rules.context_length = rules.context_length.min(longest as usize);
-        }
-        let (before, after) = match rules.special_tokens {
-            SpecialTokens::Add => special_tokens(&folder.join(TOKENIZER_JSON), &tokenizer)?,
-            SpecialTokens::Omit => (Vec::new(), Vec::new()),
+    fn build(mut files: Files, mut rules: TokenRules) -> Result<Self> {
+        let path = files.path(TOKENIZER_JSON);
+        let mut tokenizer = match files.get(TOKENIZER_JSON) {
+            Some(bytes) => read_tokenizer(&path, bytes)?,
+            None => convert::from_older_files(&files)?,
         };
-        let special = before.len() + after.len();
+        if files.get(TOKENIZER_JSON).is_none() {
+            let json = tokenizer.to_string(false).map_err(|e| Error::file(&path, format!("cannot be made: {e}")))?;
+            files.add(TOKENIZER_JSON, json.into_bytes());
+        }
+        let names = Names::read(&files)?;
+        let embedded_pad = tokenizer.get_padding().map(|padding| padding.pad_id);
+        let pad_id = match rules.pad_id {
+            PadId::Fixed(id) => id,
+            PadId::FromFiles { otherwise } => names.id("pad_token", &tokenizer).or(embedded_pad).unwrap_or(otherwise),
+        };
+        if rules.splitting == Splitting::OpenClip {
+            tokenizer = convert::open_clip(&files)?;
+        }
+        // Only fails for a stride that does not fit, and `None` has no stride.
+        tokenizer.with_padding(None).with_truncation(None).map_err(|e| Error::file(&path, e))?;
+        if rules.cleaning == Cleaning::Lowercase {
+            lowercase(&mut tokenizer).map_err(|e| Error::file(&path, e))?;
+        }
+
+        if let Some(longest) = names.model_max_length().filter(|_| !asks_for_exact_length(rules.cleaning)) {
+            rules.context_length = rules.context_length.min(longest);
+        }
+        let required = |name| names.required_id(name, &tokenizer, files.folder());
+        let (before, after, last) = match rules.special_tokens {
+            SpecialTokens::Add => {
+                let (before, after) = special_tokens(&path, &tokenizer)?;
+                (before, after, None)
+            }
+            SpecialTokens::Omit => (Vec::new(), Vec::new(), None),
+            SpecialTokens::Clips => {
+                (vec![required("bos_token")?], vec![required("eos_token")?], Some(required("cls_token")?))
+            }
+        };
+        let separator = match rules.separator {
+            Separator::Keep => None,
+            Separator::Zero => Some(required("sep_token")?),
+        };
+        let special = before.len() + after.len() + usize::from(last.is_some());
         if rules.context_length < special.max(1) {
             let message = format!("{} has no room for the {special} special tokens", rules.context_length);
             return Err(Error::argument("context_length", message));
         }
-        let named_pad = || configs.iter().flatten().find_map(|config| pad_token(config, &tokenizer));
-        let pad_id = match rules.pad_id {
-            PadId::Fixed(id) => id,
-            PadId::FromFiles { otherwise } => named_pad().or(embedded_pad).unwrap_or(otherwise),
-        };
-        Ok(Self { tokenizer, rules, pad_id, before, after, files })
+        let around = [before.first().copied(), after.first().copied()];
+        let splitter = Splitter::new(tokenizer, rules.cleaning, rules.splitting, around);
+        let pads_left = rules.splitting == Splitting::FromFiles && last.is_none() && names.pads_left(&files)?;
+        Ok(Self { splitter, rules, pad_id, before, after, last, separator, pads_left, files })
     }
 
-    /// Token ids and mask of `texts`, in their order, padded on the right.
+    /// Token ids and mask of `texts`, in their order, padded on the right unless the files say left (`padding_side`).
     ///
     /// The texts are split in parallel, on rayon's current pool.
     ///
@@ -204,25 +177,24 @@ impl TextTokenizer {
                 Err(e) => Err(Error::argument("texts", format!("text {i} cannot be split: {e}"))),
             })
             .collect::<Result<_>>()?;
-        match self.rules.padding {
-            Padding::Longest => TokenBatch::from_rows(&rows, self.pad_id),
-            Padding::ContextLength => TokenBatch::from_rows_of_length(&rows, self.pad_id, self.rules.context_length),
-        }
+        let length = match (self.last, self.rules.padding) {
+            (None, Padding::Longest) => rows.iter().map(Vec::len).max().unwrap_or(0),
+            _ => self.rules.context_length,
+        };
+        self.filled_up(&rows, length)
     }
 
-    /// Writes the files that the tokenizer was read from into `folder`, byte for byte.
+    /// Writes the files that the tokenizer was read from into `folder`, byte for byte; where there was no `tokenizer.json`
+    /// among them, one is written too, so that the folder loads everywhere.
     ///
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
-        for (name, bytes) in &self.files {
-            let path = folder.as_ref().join(name);
-            std::fs::write(&path, bytes).map_err(|e| Error::file(&path, e))?;
-        }
-        Ok(())
+        self.files.save(folder.as_ref())
     }
 
-    /// The rules in force: as given, the context length lowered to the files' `model_max_length` where that is smaller.
+    /// The rules in force: as given, the context length lowered to the files' `model_max_length` where that is smaller (never
+    /// under open_clip's cleanings).
     #[must_use]
     pub fn rules(&self) -> &TokenRules {
         &self.rules
@@ -237,44 +209,130 @@ impl TextTokenizer {
     /// How many ids there are, added tokens included.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
-        self.tokenizer.get_vocab_size(true)
+        self.splitter.tokenizer.get_vocab_size(true)
     }
 
     /// The id of a token, or `None` if the vocabulary does not hold it.
     #[must_use]
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(token)
+        self.splitter.tokenizer.token_to_id(token)
     }
 
-    fn row(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, false)?;
-        let room = self.rules.context_length - self.before.len() - self.after.len();
-        let ids = encoding.get_ids();
-        Ok([&self.before, &ids[..ids.len().min(room)], &self.after].concat())
+    fn row(&self, text: &str) -> std::result::Result<Vec<u32>, String> {
+        let special = self.before.len() + self.after.len() + usize::from(self.last.is_some());
+        let room = self.rules.context_length - special;
+        let mut ids = self.splitter.ids(text, room)?;
+        ids.truncate(room);
+        // `SiglipTokenizer` adds no end token to a text that ends in one.
+        let ended = self.rules.cleaning == Cleaning::Siglip && ids.last() == self.after.first();
+        let after = if ended && !ids.is_empty() { &[] } else { self.after.as_slice() };
+        let mut row = [&self.before, ids.as_slice(), after].concat();
+        if let Some(separator) = self.separator {
+            row.iter_mut().filter(|id| **id == separator).for_each(|id| *id = 0);
+        }
+        Ok(row)
+    }
+
+    /// Rows filled up to `length`, on the side that the files say, before the token that stands in the last place.
+    fn filled_up(&self, rows: &[Vec<u32>], length: usize) -> Result<TokenBatch> {
+        let (mut ids, mut mask) = (Vec::with_capacity(rows.len() * length), Vec::with_capacity(rows.len() * length));
+        for row in rows {
+            let padding = length.saturating_sub(row.len() + usize::from(self.last.is_some()));
+            let [before, after] = if self.pads_left { [padding, 0] } else { [0, padding] };
+            for (count, keep, tokens) in
+                [(before, 0, &[][..]), (0, 1, row), (after, 0, &[]), (0, 1, self.last.as_slice())]
+            {
+                ids.extend(std::iter::repeat_n(self.pad_id, count).chain(tokens.iter().copied()));
+                mask.resize(ids.len(), keep);
+            }
+        }
+        TokenBatch::from_ids_and_mask(ids, &mask, rows.len(), length)
     }
 }
 
-/// The error for a folder without `tokenizer.json`; older checkpoints hold the vocabulary in another form.
-fn missing(folder: &Path) -> Error {
-    if !folder.is_dir() {
-        return Error::file(folder, "is no folder");
+/// What the configuration files name.
+struct Names([Option<Value>; 2]);
+
+impl Names {
+    fn read(files: &Files) -> Result<Self> {
+        Ok(Self([files.json(TOKENIZER_CONFIG)?, files.json(SPECIAL_TOKENS_MAP)?]))
     }
-    let older = ["vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"];
-    let message = match older.iter().find(|name| folder.join(name).is_file()) {
-        None => "is missing; the folder of a text encoder needs it".to_string(),
-        Some(name) => format!(
-            "is missing; the folder holds {name}, from which Python makes it: \
-             transformers.AutoTokenizer.from_pretrained(dir).save_pretrained(dir)"
-        ),
+
+    /// The id of a named token, which is a string or an object with a `content`.
+    fn id(&self, name: &str, tokenizer: &Tokenizer) -> Option<u32> {
+        self.0.iter().flatten().find_map(|config| {
+            let token = config.get(name)?;
+            tokenizer.token_to_id(token.get("content").unwrap_or(token).as_str()?)
+        })
+    }
+
+    /// The same for a token that the rules ask for; those that BERT's and RoBERTa's classes name need not be written.
+    fn required_id(&self, name: &'static str, tokenizer: &Tokenizer, folder: &Path) -> Result<u32> {
+        let usual: &[&str] = match name {
+            "sep_token" => &["[SEP]", "</s>"],
+            "cls_token" => &["[CLS]", "<s>"],
+            "bos_token" => &["<s>"],
+            "eos_token" => &["</s>"],
+            _ => &[],
+        };
+        let id = self.id(name, tokenizer).or_else(|| usual.iter().find_map(|token| tokenizer.token_to_id(token)));
+        id.ok_or_else(|| {
+            let message = format!("names no {name}, which the token rules ask for");
+            Error::file(folder.join(TOKENIZER_CONFIG), message)
+        })
+    }
+
+    /// Whether rows are filled up on the left: `padding_side`, or what the classes of Gemma and SigLIP 2 do without it.
+    fn pads_left(&self, files: &Files) -> Result<bool> {
+        let text = |name: &str| self.0[0].as_ref().and_then(|config| config.get(name)?.as_str());
+        match text("padding_side") {
+            Some("left") => Ok(true),
+            Some("right") => Ok(false),
+            Some(other) => {
+                let context = files.path(TOKENIZER_CONFIG).display().to_string();
+                Err(Error::unsupported(context, "padding_side", other, "left, right"))
+            }
+            None => {
+                let class = text("tokenizer_class").unwrap_or_default();
+                Ok(["GemmaTokenizer", "Siglip2Tokenizer"].contains(&class.strip_suffix("Fast").unwrap_or(class)))
+            }
+        }
+    }
+
+    fn model_max_length(&self) -> Option<usize> {
+        // Files without a limit say 1e30; the cast saturates.
+        Some(self.0[0].as_ref()?.get("model_max_length")?.as_f64()? as usize)
+    }
+}
+
+/// open_clip gives its tokenizers the length and does not ask the files.
+fn asks_for_exact_length(cleaning: Cleaning) -> bool {
+    matches!(cleaning, Cleaning::OpenClipLower | Cleaning::OpenClipWhitespace | Cleaning::OpenClipCanonicalize)
+}
+
+/// Puts lower-casing before the tokenizer's own normaliser, where special tokens are already taken out of the text.
+fn lowercase(tokenizer: &mut Tokenizer) -> tokenizers::Result<()> {
+    let mut normalizers: Vec<NormalizerWrapper> = vec![Lowercase.into()];
+    normalizers.extend(tokenizer.get_normalizer().cloned());
+    tokenizer.with_normalizer(Some(Sequence::new(normalizers)))?;
+    Ok(())
+}
+
+/// The error for a folder without any vocabulary.
+fn missing(folder: &Path, rules: &TokenRules) -> Error {
+    let message = match rules.splitting {
+        Splitting::OpenClip => {
+            "is missing; this checkpoint uses CLIP's vocabulary: copy tokenizer.json (or vocab.json and merges.txt) of \
+             openai/clip-vit-base-patch32 into the folder"
+        }
+        Splitting::FromFiles => {
+            "is missing, and so are vocab.json with merges.txt, vocab.txt and spiece.model; a text encoder needs one of them"
+        }
     };
     Error::file(folder.join(TOKENIZER_JSON), message)
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<Value> {
-    serde_json::from_slice(bytes).map_err(|e| Error::file(path, format!("is not valid JSON: {e}")))
-}
-
-fn read_tokenizer(path: &Path, bytes: &[u8]) -> Result<Tokenizer> {
+pub(super) fn read_tokenizer(path: &Path, bytes: &[u8]) -> Result<Tokenizer> {
     // A file that is JSON but not a tokenizer can reach an assertion inside the tokenizers crate.
     match std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes)) {
         Ok(Ok(tokenizer)) => Ok(tokenizer),
@@ -295,12 +353,6 @@ fn special_tokens(path: &Path, tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u
         (Some(before), Some(after), None) => Ok((before.to_vec(), after.to_vec())),
         _ => Err(failed("it does not hold the text exactly once".to_string())),
     }
-}
-
-/// The id of a config's `pad_token`, which is a string or an object with a `content`.
-fn pad_token(config: &Value, tokenizer: &Tokenizer) -> Option<u32> {
-    let token = config.get("pad_token")?;
-    tokenizer.token_to_id(token.get("content").unwrap_or(token).as_str()?)
 }
 
 #[cfg(test)]

@@ -1,18 +1,36 @@
 //! The mathematics: one file per tower. Towers know shapes and parameters, never file names (see [`families`](crate::families)).
 
 mod bert;
+mod bert_cross;
 mod convnext;
 mod fastvit;
+mod m2m100;
+mod pooling;
+mod relative;
 mod resnet;
+mod swin;
+mod t5;
 mod text_transformer;
 mod vit;
 
-pub use bert::{BertConfig, Positions};
+pub use bert::{BertConfig, BertHead, Positions};
+pub use bert_cross::CrossBert;
+pub use m2m100::M2m100Config;
+pub use relative::RelativePositions;
+pub use t5::T5Config;
+mod convnext;
+mod fastvit;
+mod resnet;
+
 pub use convnext::{ConvNextConfig, ConvNextStageConfig};
 pub use fastvit::{AttentionNorm, BranchForm, Downsample, FastVitConfig, FastVitStageConfig, TokenMixer};
 pub use resnet::ResNetConfig;
+pub use swin::{SwinConfig, SwinStageConfig};
 pub use text_transformer::{PooledToken, TextAttention, TextTransformerConfig};
-pub use vit::{ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow, VitConfig};
+pub use vit::{
+    ClassifierInput, MapHeadConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens, QueryPoolConfig,
+    QueryPoolRow, VitConfig,
+};
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -110,6 +128,10 @@ pub enum TextPooling {
     Pooler,
     /// CLIP's: the end-of-text token.
     Eos,
+    /// The largest value of each column over the tokens that are no padding.
+    Max,
+    /// The last token that is no padding.
+    LastToken,
     /// The last position of the row, padding or not (SigLIP).
     Last,
 }
@@ -134,8 +156,13 @@ macro_rules! pooling_names {
         }
     };
 }
-pooling_names!(ImagePooling, "cls" => Cls, "mean" => Mean, "pooler" => Pooler, "map" => Map, "queries" => Queries, "logits" => Logits);
-pooling_names!(TextPooling, "mean" => Mean, "cls" => Cls, "pooler" => Pooler, "eos" => Eos, "last" => Last);
+pooling_names!(
+    ImagePooling, "cls" => Cls, "mean" => Mean, "pooler" => Pooler, "map" => Map, "queries" => Queries, "logits" => Logits
+);
+pooling_names!(
+    TextPooling, "mean" => Mean, "cls" => Cls, "pooler" => Pooler, "eos" => Eos, "last" => Last, "max" => Max,
+    "lasttoken" => LastToken
+);
 
 /// An image tower's configuration: which one, and its sizes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -153,6 +180,8 @@ pub enum ImageTowerConfig {
     /// FastViT, of MobileCLIP.
     #[serde(rename = "fastvit")]
     FastVit(FastVitConfig),
+    /// Swin, whose attention stays inside of windows.
+    Swin(SwinConfig),
 }
 
 impl ImageTowerConfig {
@@ -166,6 +195,7 @@ impl ImageTowerConfig {
             Self::ResNet(config) => Ok(Box::new(resnet::ResNet::new(params, config, pooling)?)),
             Self::ConvNext(config) => Ok(Box::new(convnext::ConvNext::new(params, config, pooling)?)),
             Self::FastVit(config) => Ok(Box::new(fastvit::FastVit::new(params, config, pooling)?)),
+            Self::Swin(config) => Ok(Box::new(swin::Swin::new(params, config, pooling)?)),
         }
     }
 
@@ -177,6 +207,7 @@ impl ImageTowerConfig {
             Self::ResNet(config) => config.output_size,
             Self::ConvNext(config) => config.hidden_size(),
             Self::FastVit(config) => config.output_size,
+            Self::Swin(config) => config.pooled_size(),
         }
     }
 
@@ -188,6 +219,7 @@ impl ImageTowerConfig {
             Self::ResNet(config) => config.image_size,
             Self::ConvNext(config) => config.image_size,
             Self::FastVit(config) => config.image_size,
+            Self::Swin(config) => config.image_size,
         }
     }
 }
@@ -197,8 +229,12 @@ impl ImageTowerConfig {
 #[serde(tag = "tower", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TextTowerConfig {
-    /// BERT, RoBERTa, XLM-RoBERTa.
+    /// BERT, RoBERTa, XLM-RoBERTa, DistilBERT, MPNet.
     Bert(BertConfig),
+    /// The encoder half of T5 and mT5.
+    T5(T5Config),
+    /// The encoder half of M2M100 and NLLB.
+    M2m100(M2m100Config),
     /// CLIP's text transformer.
     TextTransformer(TextTransformerConfig),
 }
@@ -211,6 +247,8 @@ impl TextTowerConfig {
     pub fn build(&self, params: &Params, pooling: TextPooling) -> Result<Box<dyn TextTower>> {
         match self {
             Self::Bert(config) => Ok(Box::new(bert::Bert::new(params, config, pooling)?)),
+            Self::T5(config) => Ok(Box::new(t5::T5::new(params, config, pooling)?)),
+            Self::M2m100(config) => Ok(Box::new(m2m100::M2m100::new(params, config, pooling)?)),
             Self::TextTransformer(config) => {
                 Ok(Box::new(text_transformer::TextTransformer::new(params, config, pooling)?))
             }
@@ -221,8 +259,21 @@ impl TextTowerConfig {
     #[must_use]
     pub fn pooled_size(&self) -> usize {
         match self {
-            Self::Bert(config) => config.hidden_size,
+            Self::Bert(config) => config.output_size(),
+            Self::T5(config) => config.hidden_size,
+            Self::M2m100(config) => config.hidden_size,
             Self::TextTransformer(config) => config.head_size.unwrap_or(config.hidden_size),
+        }
+    }
+
+    /// Entries of the vocabulary.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Self::Bert(config) => config.vocab_size,
+            Self::T5(config) => config.vocab_size,
+            Self::M2m100(config) => config.vocab_size,
+            Self::TextTransformer(config) => config.vocab_size,
         }
     }
 
@@ -230,8 +281,10 @@ impl TextTowerConfig {
     #[must_use]
     pub fn reads_padding(&self, pooling: TextPooling) -> bool {
         match self {
-            Self::Bert(_) => false,
-            Self::TextTransformer(config) => config.attention == TextAttention::Full || pooling == TextPooling::Last,
+            Self::Bert(_) | Self::T5(_) | Self::M2m100(_) => false,
+            Self::TextTransformer(config) => {
+                config.attention == TextAttention::Full || config.has_class_token() || pooling == TextPooling::Last
+            }
         }
     }
 
@@ -240,6 +293,8 @@ impl TextTowerConfig {
     pub fn context_length(&self) -> usize {
         match self {
             Self::Bert(config) => config.context_length(),
+            Self::T5(config) => config.context_length,
+            Self::M2m100(config) => config.max_position_embeddings,
             Self::TextTransformer(config) => config.context_length,
         }
     }

@@ -1,34 +1,57 @@
-//! [`Checkpoint`]: the named tensors of a folder, in one safetensors file or in several with an index.
+//! [`Checkpoint`]: the named tensors of a folder, in one file or in several with an index.
 //!
-//! Opening reads headers only; [`Checkpoint::read`] reads the bytes of one tensor. Old spellings are undone at opening:
-//! `LayerNorm.gamma` and `.beta` are `.weight` and `.bias`, and the prefixes `module.` (data parallel) and `_orig_mod.`
-//! (compiled) go where every tensor has them.
+//! Opening reads headers only; [`Checkpoint::read`] reads the bytes of one tensor. Old spellings are undone at opening, in this
+//! one place: `LayerNorm.gamma` and `.beta` are `.weight` and `.bias`, and the prefixes `module.` (data parallel), `model.`
+//! (training frameworks) and `_orig_mod.` (compiled) go where every tensor has them. [`TensorDescription::file_name`] keeps
+//! the spelling of the file.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 use safetensors::Dtype;
 
 use super::decode::Values;
-use super::folder::{Folder, WEIGHTS, WEIGHTS_INDEX, read_json};
+use super::folder::Folder;
+use super::layout::{Form, Layout, WeightsName};
 use super::tensor_file::TensorFile;
 use crate::{Error, Result};
 
-/// Pickled weights, which this crate does not read: unpickling runs whatever program the file holds.
-const PICKLED: [&str; 4] =
-    ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "open_clip_pytorch_model.bin"];
-const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
+const WRAPPERS: [&str; 3] = ["module.", "model.", "_orig_mod."];
 
 /// What a checkpoint says about one of its tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TensorDescription<'a> {
+    /// The checkpoint's name of it: the file's with old spellings undone.
+    pub name: &'a str,
     /// The type of the numbers in the file.
     pub dtype: Dtype,
     /// The shape in the file.
     pub shape: &'a [usize],
     /// The name as the file spells it.
     pub file_name: &'a str,
+    /// The file that holds it.
+    pub file: &'a Path,
+}
+
+impl TensorDescription<'_> {
+    /// How many numbers it has.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.shape.iter().map(|&size| size as u64).product()
+    }
+
+    /// Whether it has no numbers.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many bytes its numbers take in the file.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.len() * self.dtype.bitsize() as u64 / 8
+    }
 }
 
 /// The named tensors of a folder (or of one file), not yet read.
@@ -44,47 +67,49 @@ struct Entry {
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors` of the folder, or the files that its `model.safetensors.index.json` lists.
+    /// Opens the weights of the folder's own layout ([`Folder::layout`]): one file, or those that its index lists.
     ///
     /// # Errors
-    /// If there are no such files (with a hint where there are pickled weights only), one of them is damaged or cannot be
-    /// read, the index names a file outside of the folder or one that is missing, or a tensor is not in the file the index names.
+    /// If there are no such files (with a hint where there are pickled weights that this build does not read), one of them is
+    /// damaged or cannot be read, the index names a file outside of the folder or ones that are missing, or a tensor is not in
+    /// the file the index names.
     pub fn open(folder: &Folder) -> Result<Self> {
-        if let Some(path) = folder.file(WEIGHTS) {
-            return Self::open_file(path);
-        }
-        if let Some(path) = folder.file(WEIGHTS_INDEX) {
-            return Self::open_shards(folder, &path);
-        }
-        Err(match PICKLED.iter().find(|name| folder.file(name).is_some()) {
-            Some(name) => Error::file(folder.path(), pickle_only(name)),
-            None => {
-                Error::file(folder.path(), format!("has no weights: neither {WEIGHTS} nor {WEIGHTS_INDEX} is there"))
-            }
-        })
+        let without_configuration = || {
+            let open_clip = folder.weights(Layout::HuggingFace).is_err() && folder.weights(Layout::OpenClip).is_ok();
+            if open_clip { Layout::OpenClip } else { Layout::HuggingFace }
+        };
+        Self::open_layout(folder, folder.find_layout()?.unwrap_or_else(without_configuration))
     }
 
-    /// Opens one safetensors file of any name.
+    /// Opens the weights that the folder holds in this layout.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_layout(folder: &Folder, layout: Layout) -> Result<Self> {
+        let (weights, path) = folder.weights(layout)?;
+        match weights.form {
+            Form::Single => Self::open_file(path),
+            Form::Index => Self::open_shards(folder, weights, &path),
+        }
+    }
+
+    /// Opens one file of any name: safetensors, or with the feature `pickle` one that `torch.save` wrote.
     ///
     /// # Errors
     /// If the file is damaged or cannot be read.
     pub fn open_file(path: impl AsRef<Path>) -> Result<Self> {
         let file = TensorFile::open(path.as_ref())?;
-        let tensors = file.names().into_iter().map(|name| (name.clone(), Entry { file: 0, name })).collect();
+        let tensors = file.names().map(|name| (name.to_string(), Entry { file: 0, name: name.to_string() })).collect();
         Ok(Self { source: path.as_ref().to_path_buf(), files: vec![file], tensors: normalise(tensors) })
     }
 
-    fn open_shards(folder: &Folder, index: &Path) -> Result<Self> {
-        let weight_map = read_weight_map(index)?;
-        let shards: BTreeSet<&String> = weight_map.values().collect();
-        let mut files = Vec::with_capacity(shards.len());
+    fn open_shards(folder: &Folder, weights: WeightsName, index: &Path) -> Result<Self> {
+        let weight_map = weights.read_map(index)?;
+        let mut files = Vec::new();
         let mut place = HashMap::new();
-        for shard in shards {
-            let path = folder
-                .file(shard)
-                .ok_or_else(|| Error::file(index, format!("names the file '{shard}', which is not in the folder")))?;
-            place.insert(shard.clone(), files.len());
-            files.push(TensorFile::open(&path)?);
+        for shard in weights.shards(index, |shard| folder.file(shard).is_some())? {
+            files.push(TensorFile::open(&folder.path().join(&shard))?);
+            place.insert(shard, files.len() - 1);
         }
         let mut tensors = BTreeMap::new();
         for (name, shard) in &weight_map {
@@ -123,9 +148,31 @@ impl Checkpoint {
     /// Type and shape of the tensor `name`, or `None` if there is none of that name.
     #[must_use]
     pub fn info(&self, name: &str) -> Option<TensorDescription<'_>> {
-        let entry = self.tensors.get(name)?;
-        let info = self.files[entry.file].info(&entry.name)?;
-        Some(TensorDescription { dtype: info.dtype, shape: &info.shape, file_name: &entry.name })
+        let (name, entry) = self.tensors.get_key_value(name)?;
+        self.describe(name, entry)
+    }
+
+    /// What the headers say of each tensor, sorted by name. Nothing is read for it.
+    pub fn infos(&self) -> impl Iterator<Item = TensorDescription<'_>> {
+        self.tensors.iter().filter_map(|(name, entry)| self.describe(name, entry))
+    }
+
+    /// How many numbers all tensors have together.
+    #[must_use]
+    pub fn num_parameters(&self) -> u64 {
+        self.infos().map(|info| info.len()).sum()
+    }
+
+    /// The files and how many bytes each is long.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, u64)> {
+        self.files.iter().map(|file| (file.path(), file.length()))
+    }
+
+    fn describe<'a>(&'a self, name: &'a str, entry: &'a Entry) -> Option<TensorDescription<'a>> {
+        let file = &self.files[entry.file];
+        let stored = file.info(&entry.name)?;
+        let (dtype, shape) = (stored.dtype, &stored.shape[..]);
+        Some(TensorDescription { name, dtype, shape, file_name: &entry.name, file: file.path() })
     }
 
     /// The file that holds the tensor `name`, or `None` if there is no tensor of that name.
@@ -162,51 +209,18 @@ impl Checkpoint {
         let missing = || Error::file(&self.source, format!("has no tensor '{name}'"));
         let entry = self.tensors.get(name).ok_or_else(missing)?;
         let file = &self.files[entry.file];
-        let info = file.info(&entry.name).ok_or_else(missing)?;
-        // The header was checked: the product is that of a byte range inside of the file.
-        let count = info.shape.iter().product();
-        let read = |bytes: &mut [u8], offset: u64| file.read_at(bytes, offset);
-        Values::read(&read, info.data_offsets.0 as u64, count, info.dtype, dtype)
+        let stored = file.info(&entry.name).ok_or_else(missing)?;
+        file.values(stored, dtype)
             .map_err(|e| Error::file(file.path(), format!("tensor '{}' cannot be read: {e}", entry.name)))?
             .ok_or_else(|| {
                 let supported = "F32, F16, BF16, F64, I64, I32, I16, U32, U8, BOOL";
                 let context = format!("{}, tensor '{}'", file.path().display(), entry.name);
-                Error::unsupported(context, "number type", info.dtype.to_string(), supported)
+                Error::unsupported(context, "number type", stored.dtype.to_string(), supported)
             })
     }
 }
 
-/// Says why pickled weights are not read and how to convert them.
-pub(super) fn pickle_only(name: &str) -> String {
-    format!(
-        "only pickle weights ({name}), which are programs that run on loading; convert them to safetensors, in Python: \
-         transformers.AutoModel.from_pretrained(folder).save_pretrained(folder), or pick a revision of the repository that has {WEIGHTS}"
-    )
-}
-
-/// Tensor name → file name, from an index. File names are plain: an index never leads out of its folder.
-pub(super) fn read_weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
-    let value = read_json(index)?;
-    let map = value.get("weight_map").and_then(serde_json::Value::as_object);
-    let map = map.ok_or_else(|| Error::file(index, "has no object 'weight_map' from tensor to file names"))?;
-    if map.is_empty() {
-        return Err(Error::file(index, "lists no tensors: its 'weight_map' is empty"));
-    }
-    let checked = |(name, shard): (&String, &serde_json::Value)| match shard.as_str() {
-        Some(shard) if is_plain_file_name(shard) => Ok((name.clone(), shard.to_string())),
-        _ => Err(Error::file(
-            index,
-            format!("tensor '{name}': {shard} is not the name of a .safetensors file in this folder"),
-        )),
-    };
-    map.iter().map(checked).collect()
-}
-
-fn is_plain_file_name(name: &str) -> bool {
-    let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | ' ' | '+' | '=' | ',' | '@' | '(' | ')');
-    name.ends_with(".safetensors") && !name.starts_with('.') && name.chars().all(plain)
-}
-
+/// The tensors by names without the wrappers that all of them have, in today's spelling.
 fn normalise(tensors: BTreeMap<String, Entry>) -> BTreeMap<String, Entry> {
     let mut start = String::new();
     if !tensors.is_empty() {

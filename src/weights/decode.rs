@@ -61,6 +61,16 @@ impl Values {
         }))
     }
 
+    /// The elements of the axes `shape`, row-major, which lie `strides` elements apart in these. Every place that they name
+    /// must be there, and no axis may be empty.
+    #[cfg_attr(not(feature = "pickle"), allow(dead_code))]
+    pub(super) fn gather(self, shape: &[usize], strides: &[usize]) -> Self {
+        macro_rules! gather {
+            ($($variant:ident)*) => { match self { $(Self::$variant(v) => Self::$variant(gather(&v, shape, strides))),* } };
+        }
+        gather!(U8 U32 I16 I32 I64 F16 BF16 F32 F64)
+    }
+
     /// A tensor of these elements, converted to `dtype`.
     pub(super) fn into_tensor(self, shape: &[usize], dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
         macro_rules! tensor {
@@ -96,6 +106,14 @@ fn blocks<T: Copy + Default + Send, const WIDTH: usize>(
         Ok::<(), std::io::Error>(())
     })?;
     Ok(values)
+}
+
+fn gather<T: Copy>(values: &[T], shape: &[usize], strides: &[usize]) -> Vec<T> {
+    let mut places = vec![0];
+    for (&size, &stride) in shape.iter().zip(strides) {
+        places = places.iter().flat_map(|place| (0..size).map(move |i| place + i * stride)).collect();
+    }
+    places.into_iter().map(|place| values[place]).collect()
 }
 
 fn each<T, const WIDTH: usize>(bytes: &[[u8; WIDTH]], out: &mut [T], convert: impl Fn([u8; WIDTH]) -> T) {

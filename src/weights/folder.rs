@@ -1,29 +1,17 @@
-//! [`Folder`]: the folder of a checkpoint, whose `config.json` says what lies in it.
+//! [`Folder`]: the folder of a checkpoint, whose `config.json` or `open_clip_config.json` says what lies in it.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::layout::{self, Form, Layout, WeightsName, no_weights};
 use crate::{Error, Result};
-
-/// The weights where they are in one file.
-pub(super) const WEIGHTS: &str = "model.safetensors";
-/// The list of the files where there are several.
-pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
-/// What describes the inputs of a model. Each of them may be missing.
-pub(super) const OPTIONAL_FILES: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-];
 
 /// The largest JSON file that is read, in bytes: configurations and indices are far smaller.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
-/// The folder of a checkpoint: `config.json` and the files beside it.
+/// The folder of a checkpoint: `config.json` or `open_clip_config.json`, or both, and the files beside them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Folder {
     path: PathBuf,
@@ -42,7 +30,7 @@ impl Folder {
         Err(Error::file(
             path,
             if path.exists() {
-                "is a file; name the folder that holds config.json and the weights"
+                "is a file; name the folder that holds config.json (or open_clip_config.json) and the weights"
             } else {
                 "the folder does not exist"
             },
@@ -55,12 +43,40 @@ impl Folder {
         &self.path
     }
 
-    /// The contents of `config.json`.
+    /// Whose conventions the folder follows. Where it holds both layouts: Hugging Face's if its `config.json` has a
+    /// `model_type` and its weights are there, else open_clip's. Either can be asked for by name all the same.
     ///
     /// # Errors
-    /// If the file is missing (the folder holds no model then), is no JSON (with the line), or cannot be read.
+    /// If neither configuration is there (the folder holds no model then), or `config.json` cannot be read.
+    pub fn layout(&self) -> Result<Layout> {
+        let missing =
+            || Error::file(&self.path, "is no model folder: config.json is missing, and open_clip_config.json");
+        self.find_layout()?.ok_or_else(missing)
+    }
+
+    /// The contents of `config.json`, Hugging Face's configuration.
+    ///
+    /// # Errors
+    /// If the file is missing (the folder holds no model of that layout then), is no JSON (with the line), or cannot be read.
     pub fn config(&self) -> Result<Value> {
-        self.json("config.json")?.ok_or_else(|| Error::file(&self.path, "is no model folder: config.json is missing"))
+        self.config_of(Layout::HuggingFace)
+    }
+
+    /// The contents of `open_clip_config.json`, open_clip's configuration.
+    ///
+    /// # Errors
+    /// As [`Folder::config`].
+    pub fn open_clip_config(&self) -> Result<Value> {
+        self.config_of(Layout::OpenClip)
+    }
+
+    /// The contents of the layout's configuration.
+    ///
+    /// # Errors
+    /// As [`Folder::config`].
+    pub fn config_of(&self, layout: Layout) -> Result<Value> {
+        let name = layout.config_file();
+        self.json(name)?.ok_or_else(|| Error::file(&self.path, format!("is no model folder: {name} is missing")))
     }
 
     /// The contents of the JSON file `name` in this folder, or `None` if there is no such file.
@@ -77,6 +93,43 @@ impl Folder {
         let path = self.path.join(name);
         path.is_file().then_some(path)
     }
+
+    /// The layout, or `None` where no configuration is there.
+    pub(super) fn find_layout(&self) -> Result<Option<Layout>> {
+        let has = |name: &str| self.file(name).is_some();
+        let model_type = || Ok::<_, Error>(self.json("config.json")?.is_some_and(|config| has_model_type(&config)));
+        // Without open_clip's configuration there is nothing to choose, and the other may be broken: its reader says how.
+        let model_type = if has("open_clip_config.json") { model_type()? } else { true };
+        Ok(layout::choose(has, model_type))
+    }
+
+    /// The layout's weights.
+    pub(super) fn weights(&self, layout: Layout) -> Result<(WeightsName, PathBuf)> {
+        let found = layout.weights(|name| self.file(name).is_some());
+        if let Some((weights, path)) = found.and_then(|weights| Some((weights, self.file(weights.name)?))) {
+            return Ok((weights, path));
+        }
+        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        Err(Error::file(&self.path, no_weights(layout, names.iter().map(String::as_str))))
+    }
+
+    /// Checks that the layout's configuration and all of its weights are there.
+    pub(super) fn check(&self, layout: Layout) -> Result<()> {
+        if self.file(layout.config_file()).is_none() {
+            return Err(Error::file(&self.path, format!("is no model folder: {} is missing", layout.config_file())));
+        }
+        let (weights, path) = self.weights(layout)?;
+        if weights.form == Form::Index {
+            weights.shards(&path, |shard| self.file(shard).is_some())?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a `config.json` is one of transformers', and not timm's or another program's.
+pub(super) fn has_model_type(config: &Value) -> bool {
+    config.get("model_type").is_some_and(Value::is_string)
 }
 
 /// Reads a JSON file of at most [`MAX_JSON_BYTES`].

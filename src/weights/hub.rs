@@ -3,10 +3,12 @@
 //! The cache is that of Python's `huggingface_hub` and shared with it. What is in the cache is used without a network.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::checkpoint::pickle_only;
 use super::folder::Folder;
 use super::hub_cache::CachedRepo;
+use super::layout::Layout;
 use crate::{Error, ErrorKind, Result};
 
 const ENDPOINT: &str = "https://huggingface.co";
@@ -27,6 +29,62 @@ pub struct HubOptions {
     pub token: Option<String>,
     /// The address of the hub.
     pub endpoint: String,
+    /// Whose files to fetch from a repository that holds both layouts; without one as [`Folder::layout`] says.
+    pub layout: Option<Layout>,
+    /// How long a connection may take to come about (10 seconds).
+    pub connect_timeout: Duration,
+    /// How long the server may send nothing at all (30 seconds).
+    pub stall_timeout: Duration,
+    /// How often a request that failed on the way is repeated before giving up (5 times). A download goes on where it
+    /// stopped, and counts anew after each MiB.
+    pub retries: usize,
+    /// What is told how far each download is; nothing by default. The library itself never prints.
+    pub progress: Option<Progress>,
+}
+
+/// How far the fetching of one file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Download<'a> {
+    /// The repository's id.
+    pub id: &'a str,
+    /// The file's name in the repository.
+    pub file: &'a str,
+    /// How many bytes of it are there. Starts above 0 where an earlier download was cut off.
+    pub done: u64,
+    /// How many bytes it has, where the hub says so.
+    pub total: Option<u64>,
+}
+
+/// A function that is told how far a download is: at its start, after each piece, and at its end.
+#[derive(Clone)]
+pub struct Progress(Arc<dyn Fn(&Download<'_>) + Send + Sync>);
+
+impl Progress {
+    /// Tells `report`.
+    pub fn new(report: impl Fn(&Download<'_>) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(report))
+    }
+
+    #[cfg(feature = "hub")]
+    pub(super) fn report(&self, download: &Download<'_>) {
+        (self.0)(download);
+    }
+}
+
+/// Equal if it is the same function.
+impl PartialEq for Progress {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Progress {}
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Progress")
+    }
 }
 
 impl HubOptions {
@@ -58,6 +116,11 @@ impl HubOptions {
             cache_dir: set("HF_HUB_CACHE").map(expand).or_else(|| hf_home.as_ref().map(|home| home.join("hub"))),
             token: set("HF_TOKEN").or_else(stored_token).filter(|token| !token.is_empty()),
             endpoint: set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into()).trim_end_matches('/').into(),
+            layout: None,
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(30),
+            retries: 5,
+            progress: None,
         }
     }
 }
@@ -78,20 +141,26 @@ impl std::fmt::Debug for HubOptions {
             .field("cache_dir", &self.cache_dir)
             .field("token", &self.token.as_ref().map(|_| "…"))
             .field("endpoint", &self.endpoint)
+            .field("layout", &self.layout)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("stall_timeout", &self.stall_timeout)
+            .field("retries", &self.retries)
+            .field("progress", &self.progress)
             .finish()
     }
 }
 
 /// The folder of the model `id_or_dir`: that folder if it exists, else the repository of that id, from the cache if its
-/// configuration and weights are there, else from the hub.
+/// configuration and weights are there, else from the hub. An id may have open_clip's prefix `hf-hub:`.
 ///
 /// # Errors
 /// If `id_or_dir` is neither an existing folder nor an id; if the repository is not in the cache and cannot be fetched
-/// (offline, no such repository, private or gated, no network, built without the feature `hub`), or has no safetensors.
+/// (offline, no such repository, private or gated, no network, built without the feature `hub`), or has no weights that this
+/// build reads.
 pub fn resolve(id_or_dir: impl AsRef<Path>, options: &HubOptions) -> Result<Folder> {
     let path = id_or_dir.as_ref();
     // The error of a path that does not exist, or is a file, is the folder's.
-    let id = match path.to_str() {
+    let id = match path.to_str().map(|text| text.strip_prefix("hf-hub:").unwrap_or(text)) {
         Some(text) if !path.exists() && !looks_like_path(text) => text,
         _ => return Folder::open(path),
     };
@@ -107,35 +176,30 @@ pub fn resolve(id_or_dir: impl AsRef<Path>, options: &HubOptions) -> Result<Fold
     };
     let repo = CachedRepo::new(cache_dir, id);
     let cached = repo.snapshot(&options.revision);
-    if let Some(snapshot) = cached.as_ref().filter(|snapshot| snapshot.is_usable()) {
-        let known = snapshot.knows_optional_files();
-        if known || options.offline || !cfg!(feature = "hub") {
-            return Folder::open(snapshot.path());
-        }
-        // The files beside the weights were not asked for when they were fetched. It may do without them.
-        return match fetch(id, options, &repo, snapshot.commit()) {
-            Ok(folder) => Ok(folder),
-            Err(error) => {
+    let state = cached.as_ref().map(|snapshot| snapshot.check(options.layout));
+    match (&cached, state) {
+        (Some(snapshot), Some(Ok(folder))) => {
+            if options.offline || !cfg!(feature = "hub") || snapshot.knows_optional_files() {
+                return Ok(folder);
+            }
+            // The files beside the weights were not asked for when they were fetched. It may do without them.
+            let options = HubOptions { layout: Some(folder.layout()?), ..options.clone() };
+            Ok(fetch(id, &options, &repo, snapshot.commit()).unwrap_or_else(|error| {
                 tracing::warn!(model = id, %error, "using the cached files; others could not be looked for");
-                Folder::open(snapshot.path())
-            }
-        };
+                folder
+            }))
+        }
+        (_, incomplete) if options.offline => {
+            let found = match incomplete {
+                Some(Err(error)) => format!("the cached copy is incomplete: {error}"),
+                _ => format!("revision '{}' is not in the cache {}", options.revision, cache_dir.display()),
+            };
+            let advice = "the hub is not asked because HF_HUB_OFFLINE (or the option offline) is set; fetch it once online, \
+                          or name a folder that exists";
+            Err(hub_error(id, format!("{found}; {advice}")))
+        }
+        _ => fetch(id, options, &repo, &options.revision),
     }
-    if options.offline {
-        let found = match &cached {
-            Some(snapshot) if snapshot.has_only_pickled_weights() => {
-                return Err(hub_error(id, pickle_only("pytorch_model.bin")));
-            }
-            Some(snapshot) => format!("the cached copy in {} is incomplete", snapshot.path().display()),
-            None => format!("revision '{}' is not in the cache {}", options.revision, cache_dir.display()),
-        };
-        let message = format!(
-            "{found}, and the hub is not asked because HF_HUB_OFFLINE (or the option offline) is set; fetch it once online, \
-             or name a folder that exists"
-        );
-        return Err(hub_error(id, message));
-    }
-    fetch(id, options, &repo, &options.revision)
 }
 
 #[cfg(feature = "hub")]

@@ -1,10 +1,11 @@
 //! The cache of Python's `huggingface_hub`: `models--org--name/` with `refs/<revision>` (a file that holds a commit),
-//! `snapshots/<commit>/` (the files, as links) and `.no_exist/<commit>/` (empty files: known to be missing in that commit).
+//! `blobs/<hash>` (the bytes), `snapshots/<commit>/` (the files, as links to blobs) and `.no_exist/<commit>/` (empty files: known to be missing in that commit).
 
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::read_weight_map;
-use super::folder::{OPTIONAL_FILES, WEIGHTS, WEIGHTS_INDEX};
+use super::folder::Folder;
+use super::layout::{Layout, VOCABULARIES};
+use crate::Result;
 
 /// The place of one repository in the cache.
 pub(super) struct CachedRepo {
@@ -27,6 +28,22 @@ impl CachedRepo {
         let referred = std::fs::read_to_string(self.reference(revision)).ok();
         let commit = referred.as_deref().map_or(revision, str::trim);
         Some(self.commit(commit)).filter(|snapshot| is_commit(commit) && snapshot.path().is_dir())
+    }
+
+    /// The bytes of a file, named by their hash, which must be a plain name.
+    pub(super) fn blob(&self, etag: &str) -> PathBuf {
+        self.dir.join("blobs").join(etag)
+    }
+
+    /// The bytes of a file while they are being fetched.
+    pub(super) fn incomplete(&self, etag: &str) -> PathBuf {
+        self.dir.join("blobs").join(format!("{etag}.incomplete"))
+    }
+
+    /// The file that is locked by who fetches it.
+    pub(super) fn lock(&self, etag: &str) -> PathBuf {
+        let (cache, name) = (self.dir.parent().unwrap_or(&self.dir), self.dir.file_name().unwrap_or_default());
+        cache.join(".locks").join(name).join(format!("{etag}.lock"))
     }
 
     /// The place of the files of a commit.
@@ -60,27 +77,25 @@ impl Snapshot {
         self.path.join(file).is_file()
     }
 
-    /// Whether the configuration and all weights are there.
-    pub(super) fn is_usable(&self) -> bool {
-        self.has("config.json") && (self.has(WEIGHTS) || self.has_shards())
+    /// The folder, if the configuration and all weights of the layout are there, or of the one that the files suggest.
+    pub(super) fn check(&self, layout: Option<Layout>) -> Result<Folder> {
+        let folder = Folder::open(&self.path)?;
+        folder.check(layout.map_or_else(|| folder.layout(), Ok)?)?;
+        Ok(folder)
     }
 
-    /// Whether each file beside the weights is there or known to be missing in the repository.
+    /// Whether it is known of a tokenizer, of an image processor and of a sentence encoder's pooling that they are there, or
+    /// missing in the repository: what a model needs that has them.
     pub(super) fn knows_optional_files(&self) -> bool {
-        OPTIONAL_FILES.iter().all(|file| self.has(file) || self.missing_marker(file).exists())
-    }
-
-    pub(super) fn has_only_pickled_weights(&self) -> bool {
-        !self.has(WEIGHTS) && !self.has(WEIGHTS_INDEX) && self.has("pytorch_model.bin")
+        let known = |file: &str| self.has(file) || self.missing_marker(file).exists();
+        (VOCABULARIES.iter().any(|file| self.has(file)) || known("tokenizer.json"))
+            && (["processor_config.json", "open_clip_config.json"].iter().any(|file| self.has(file))
+                || known("preprocessor_config.json"))
+            && (!self.has("modules.json") || known("1_Pooling/config.json"))
     }
 
     /// The file whose existence says that `file` is not in the repository.
     pub(super) fn missing_marker(&self, file: &str) -> PathBuf {
         self.repo.join(".no_exist").join(&self.commit).join(file)
-    }
-
-    fn has_shards(&self) -> bool {
-        let index = self.path.join(WEIGHTS_INDEX);
-        index.is_file() && read_weight_map(&index).is_ok_and(|map| map.values().all(|shard| self.has(shard)))
     }
 }

@@ -8,19 +8,31 @@ mod checkpoint;
 mod decode;
 mod folder;
 mod hub;
+#[cfg(feature = "hub")]
+mod hub_blob;
 mod hub_cache;
 #[cfg(feature = "hub")]
 mod hub_fetch;
+#[cfg(feature = "hub")]
+mod hub_http;
+mod layout;
 mod names;
 mod params;
 mod pattern;
+#[cfg(feature = "pickle")]
+mod pickle;
 mod save;
 mod source;
 mod tensor_file;
+#[cfg(feature = "pickle")]
+mod torch_file;
+#[cfg(feature = "pickle")]
+mod zip;
 
 pub use checkpoint::{Checkpoint, TensorDescription};
 pub use folder::Folder;
-pub use hub::{HubOptions, resolve};
+pub use hub::{Download, HubOptions, Progress, resolve};
+pub use layout::Layout;
 pub use names::Renames;
 pub use params::{Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
 pub use pattern::Pattern;

@@ -128,6 +128,12 @@ impl Params {
         Err(ErrorKind::Tensors { source_name: source_name.to_string(), problems }.into())
     }
 
+    /// Ends the building with what there is and what is wrong.
+    pub(crate) fn finish_with_problems(&self) -> (Parameters, Vec<String>) {
+        let record = std::mem::take(&mut *self.lock());
+        (Parameters { tensors: record.tensors, buffers: record.buffers }, record.problems)
+    }
+
     fn full(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }

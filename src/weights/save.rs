@@ -12,7 +12,7 @@ use std::path::Path;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use serde_json::{Map, Value, json};
 
-use super::folder::{OPTIONAL_FILES, WEIGHTS, WEIGHTS_INDEX};
+use super::layout::{OPTIONAL_FILES, WEIGHTS, WEIGHTS_INDEX};
 use crate::{Error, Result};
 
 /// How the names of folders begin in which a save is under way, or was when the program ended.

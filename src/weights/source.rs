@@ -27,6 +27,7 @@ pub struct CheckpointSource {
     dtype: DType,
     device: Device,
     trainable: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    header_only: bool,
 }
 
 struct Known {
@@ -71,7 +72,15 @@ impl CheckpointSource {
                 same.retain(|&(i, _)| !known[i].ignored);
             }
         }
-        Self { checkpoint, known, ours, dtype: DType::F32, device: Device::Cpu, trainable: Box::new(|_| false) }
+        Self {
+            checkpoint,
+            known,
+            ours,
+            dtype: DType::F32,
+            device: Device::Cpu,
+            trainable: Box::new(|_| false),
+            header_only: false,
+        }
     }
 
     /// Converts every tensor to `dtype`.
@@ -92,6 +101,13 @@ impl CheckpointSource {
     #[must_use]
     pub fn trainable(mut self, trainable: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         self.trainable = Box::new(trainable);
+        self
+    }
+
+    /// Checks names and shapes and reads no weight: every tensor is zeros that take no memory.
+    #[must_use]
+    pub fn header_only(mut self) -> Self {
+        self.header_only = true;
         self
     }
 
@@ -116,8 +132,9 @@ impl CheckpointSource {
     /// Where and how the file holds the tensor that we call `name`.
     pub(crate) fn stored(&self, name: &str) -> Option<Stored> {
         let &(i, view) = self.ours.get(name)?.first()?;
-        let name = self.known[i].name.clone();
-        Some(Stored { shape: self.checkpoint.info(&name)?.shape.to_vec(), name, view })
+        // The file's own spelling, and not the one that the checkpoint made of it.
+        let info = self.checkpoint.info(&self.known[i].name)?;
+        Some(Stored { shape: info.shape.to_vec(), name: info.file_name.to_string(), view })
     }
 
     /// The checkpoint's name of the tensor that we call `name`, or `None` if there is none.
@@ -133,6 +150,19 @@ impl CheckpointSource {
         let unused =
             self.known.iter().filter(|known| !known.ignored && known.asked.load(Ordering::Relaxed) != known.all);
         unused.map(|known| known.name.clone()).collect()
+    }
+
+    /// The tensors, in the checkpoint's spelling, that were asked for.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        let asked = self.known.iter().filter(|known| known.asked.load(Ordering::Relaxed) != 0);
+        asked.map(|known| known.name.clone()).collect()
+    }
+
+    /// The tensors, in the checkpoint's spelling, that were never asked for and are known extras.
+    #[must_use]
+    pub fn extras(&self) -> Vec<String> {
+        let extras = self.known.iter().filter(|known| known.ignored && known.asked.load(Ordering::Relaxed) == 0);
+        extras.map(|known| known.name.clone()).collect()
     }
 
     fn find(&self, name: &str) -> std::result::Result<(&str, View), String> {
@@ -164,6 +194,9 @@ impl CheckpointSource {
     }
 
     fn load(&self, name: &str, file_name: &str, view: View, shape: &[usize]) -> Result<Tensor> {
+        if self.header_only {
+            return Ok(Tensor::zeros((), self.dtype, &Device::Cpu)?.broadcast_as(shape)?);
+        }
         let values = self.checkpoint.values(file_name, self.dtype)?;
         let trainable = (self.trainable)(name);
         if view == View::Whole {

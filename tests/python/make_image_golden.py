@@ -2,26 +2,38 @@
 
     python tests/python/make_image_golden.py
 
-needs Pillow 13, numpy, safetensors and transformers 5.23. Everything is drawn from fixed seeds. The folder gets
+needs Pillow 13, numpy, safetensors, transformers 5.23 and open_clip 3.3. Everything is drawn from fixed seeds. The folder gets
 
 - image files of every format and channel layout,
 - resize.safetensors: `SOURCE` (H,W,3) and `SOURCE/FILTER/HxW` (H,W,3), u8, by PIL.Image.resize,
 - PROCESSOR.json: processor configurations as their classes save them,
-- pixels.safetensors: `PROCESSOR/FILE` (C,H,W), f32, the processor's pixel_values of PIL.Image.open(FILE), turned upright.
+- pixels.safetensors: `PROCESSOR/FILE` (C,H,W), f32, the processor's pixel_values of PIL.Image.open(FILE), turned upright,
+- spellings.json: configurations as old and new versions of transformers wrote them, and classes for those that name none;
+  spellings.safetensors: `INDEX` (C,H,W), f32, the pixel_values of rgb.png,
+- open_clip.json: preprocess_cfgs; open_clip.safetensors: `INDEX/FILE` (H,W,3), u8, what open_clip's transform has before
+  it divides by 255, and `INDEX` (C,H,W), f32, what it gives for rgb.png,
+- naflex.json: configurations of SigLIP 2's processor; naflex.safetensors: `INDEX/FILE` (N,p*p*C), f32, and
+  `INDEX/FILE/shape` (2), i64, rows and columns of patches.
 """
+
+import json
 
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
 from safetensors.numpy import save_file
+from transformers.models.beit.image_processing_pil_beit import BeitImageProcessorPil
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 OUT = Path(__file__).resolve().parent.parent / "golden" / "image"
@@ -121,20 +133,129 @@ def write_inputs():
 
 
 def processors():
-    small = {"size": {"shortest_edge": 16}, "crop_size": {"height": 14, "width": 14}}
+    small = {"size": {"shortest_edge": 11}, "crop_size": {"height": 8, "width": 8}}
     return {
-        "clip": CLIPImageProcessorPil(size={"shortest_edge": 14}, crop_size=12),
+        "clip": CLIPImageProcessorPil(size={"shortest_edge": 10}, crop_size=8),
         "clip_pad": CLIPImageProcessorPil(do_resize=False, crop_size={"height": 12, "width": 13}),
         "dinov2": BitImageProcessorPil(**small, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]),
-        "vit": ViTImageProcessorPil(size=12),
-        "deit": DeiTImageProcessorPil(size=16, crop_size=13),
+        "vit": ViTImageProcessorPil(size=9),
+        "deit": DeiTImageProcessorPil(size=11, crop_size=8),
         "siglip": SiglipImageProcessorPil(size={"height": 10, "width": 13}),
-        "blip": BlipImageProcessorPil(size=11, resample=1),
+        "blip": BlipImageProcessorPil(size=8, resample=1),
+        "beit": BeitImageProcessorPil(size=9, do_center_crop=True, crop_size=8),
+        "chinese_clip": ChineseCLIPImageProcessorPil(size=10, crop_size=9),
         "edges": CLIPImageProcessorPil(
             size={"shortest_edge": 12, "longest_edge": 16}, do_center_crop=False, do_normalize=False
         ),
-        "raw": CLIPImageProcessorPil(size={"shortest_edge": 12}, resample=0, crop_size=11, do_rescale=False),
+        "raw": CLIPImageProcessorPil(size={"shortest_edge": 12}, resample=0, crop_size=8, do_rescale=False),
     }
+
+
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+
+# How the files of published checkpoints are written, with smaller sizes: the class that transformers takes, and the file.
+SPELLINGS = [
+    # OpenAI's CLIP.
+    (CLIPImageProcessorPil, {
+        "crop_size": 7, "do_center_crop": True, "do_normalize": True, "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": MEAN, "image_std": STD, "resample": 3, "size": 8}),
+    # The same where the file names no class.
+    (CLIPImageProcessorPil, {"crop_size": 7, "size": 8, "resample": 3}),
+    # Chinese-CLIP.
+    (ChineseCLIPImageProcessorPil, {
+        "crop_size": {"height": 7, "width": 7}, "do_center_crop": True, "do_convert_rgb": True,
+        "feature_extractor_type": "ChineseCLIPFeatureExtractor", "image_processor_type": "ChineseCLIPFeatureExtractor",
+        "resample": 3, "size": {"height": 8, "width": 8}}),
+    # ViT, old and with the class's default for whole numbers overruled.
+    (ViTImageProcessorPil, {
+        "do_normalize": True, "do_resize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "size": 8,
+        "resample": 2, "feature_extractor_type": "ViTFeatureExtractor"}),
+    (ViTImageProcessorPil, {"image_processor_type": "ViTImageProcessor", "size": 6, "default_to_square": False}),
+    (DeiTImageProcessorPil, {"feature_extractor_type": "DeiTFeatureExtractor", "size": 9, "crop_size": 8, "resample": 3}),
+    (BeitImageProcessorPil, {
+        "crop_size": 7, "do_center_crop": False, "feature_extractor_type": "BeitFeatureExtractor", "resample": 2, "size": 8}),
+    # BLIP; all images have one size, so that there is nothing to pad.
+    (BlipImageProcessorPil, {
+        "do_pad": True, "image_processor_type": "BlipImageProcessor", "processor_class": "BlipProcessor", "resample": 3,
+        "rescale_factor": 0.00392156862745098, "size": {"height": 8, "width": 8}, "size_divisor": 32}),
+    # SigLIP as transformers 4's fast processors wrote it.
+    (SiglipImageProcessorPil, {
+        "crop_size": None, "data_format": "channels_first", "default_to_square": True, "device": None,
+        "do_center_crop": None, "do_convert_rgb": None, "do_normalize": True, "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "SiglipImageProcessorFast", "image_std": [0.5, 0.5, 0.5], "input_data_format": None,
+        "resample": 2, "return_tensors": None, "size": {"height": 7, "width": 9}}),
+    # DINOv2.
+    (BitImageProcessorPil, {
+        "crop_size": {"height": 7, "width": 7}, "do_convert_rgb": True, "image_mean": [0.485, 0.456, 0.406],
+        "image_processor_type": "BitImageProcessor", "image_std": [0.229, 0.224, 0.225], "resample": 3,
+        "size": {"shortest_edge": 8}}),
+    # Sizes as lists, one mean for all channels, single steps.
+    (CLIPImageProcessorPil, {
+        "image_processor_type": "CLIPImageProcessor", "size": [6, 9], "crop_size": [5, 7], "image_mean": 0.25,
+        "image_std": 0.75, "rescale_factor": 0.01, "resample": 5}),
+    (CLIPImageProcessorPil, {
+        "image_processor_type": "CLIPImageProcessorFast", "do_resize": False, "crop_size": {"height": 6, "width": 50},
+        "do_normalize": False, "do_rescale": True}),
+    # What transformers 5 writes.
+    (CLIPImageProcessorPil, {
+        "image_processor": {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 8}, "crop_size": 7},
+        "processor_class": "CLIPProcessor"}),
+]
+
+PREPROCESS_CFGS = [
+    {"size": 8},
+    {"size": [9, 8], "resize_mode": "longest", "fill_color": 3},
+    {"size": [7, 10], "interpolation": "bilinear"},
+    {"size": 8, "resize_mode": "squash", "interpolation": "bilinear", "mean": [0.0, 0.1, 0.2], "std": [1, 0.9, 0.8]},
+    {"size": 6, "resize_mode": "longest", "interpolation": "random", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+]
+
+
+def upright(file):
+    return ImageOps.exif_transpose(Image.open(OUT / file))
+
+
+def write_spellings():
+    pixels, entries = {}, []
+    for index, (kind, config) in enumerate(SPELLINGS):
+        processor = kind.from_dict(dict(config.get("image_processor", config)))
+        pixels[str(index)] = processor(upright("rgb.png"), return_tensors="np")["pixel_values"][0]
+        entries.append({"class": kind.__name__.removesuffix("Pil"), "config": config})
+    (OUT / "spellings.json").write_text(json.dumps(entries, indent=1))
+    save_file(pixels, OUT / "spellings.safetensors")
+
+
+def write_open_clip(files, few):
+    pixels = {}
+    for index, config in enumerate(PREPROCESS_CFGS):
+        transform = image_transform_v2(PreprocessCfg(**config), is_train=False)
+        pixels[str(index)] = transform(upright("rgb.png")).numpy()
+        for file in files if index < 2 else few:
+            # A row cannot be made to fit: Pillow refuses images without height.
+            if file == "grey16.png" or (config.get("resize_mode") == "longest" and file in ("row.png", "column.png")):
+                continue
+            image = upright(file)
+            for step in transform.transforms[:-2]:
+                image = step(image)
+            pixels[f"{index}/{file}"] = np.array(image)
+    (OUT / "open_clip.json").write_text(json.dumps(PREPROCESS_CFGS, indent=1))
+    save_file(pixels, OUT / "open_clip.safetensors")
+
+
+def write_naflex(few):
+    processors = [
+        Siglip2ImageProcessorPil(patch_size=3, max_num_patches=10, do_convert_rgb=True),
+        Siglip2ImageProcessorPil(patch_size=2, max_num_patches=7, resample=3, do_normalize=False),
+    ]
+    patches = {}
+    for index, processor in enumerate(processors):
+        for file in few + ["rgba.png"] * (index == 0):
+            batch = processor(upright(file), return_tensors="np")
+            assert batch["pixel_attention_mask"].sum() == batch["spatial_shapes"].prod()
+            patches[f"{index}/{file}"] = batch["pixel_values"][0].astype(np.float32)
+            patches[f"{index}/{file}/shape"] = batch["spatial_shapes"][0].astype(np.int64)
+    (OUT / "naflex.json").write_text(json.dumps([json.loads(p.to_json_string()) for p in processors], indent=1))
+    save_file(patches, OUT / "naflex.safetensors")
 
 
 def main():
@@ -164,9 +285,11 @@ def main():
             # Pillow clips 16-bit grey at 255 instead of scaling it: nothing to compare with.
             if file == "grey16.png":
                 continue
-            image = ImageOps.exif_transpose(Image.open(OUT / file))
-            pixels[f"{name}/{file}"] = processor(image, return_tensors="np")["pixel_values"][0]
+            pixels[f"{name}/{file}"] = processor(upright(file), return_tensors="np")["pixel_values"][0]
     save_file(pixels, OUT / "pixels.safetensors")
+    write_spellings()
+    write_open_clip(files, few)
+    write_naflex(few)
     print(f"{sum(path.stat().st_size for path in OUT.iterdir()) / 1e3:.0f} kB in {OUT}")
 
 

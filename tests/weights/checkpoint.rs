@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use diptych::candle::{DType, Device};
-use diptych::weights::{Checkpoint, CheckpointSource, Folder, Init, ParamSource, Params, Renames};
+use diptych::weights::{Checkpoint, CheckpointSource, Folder, Init, Layout, ParamSource, Params, Renames};
 use safetensors::Dtype;
 use tempfile::TempDir;
 
@@ -103,6 +103,17 @@ fn old_spellings_are_undone_and_layer_scales_keep_their_name() {
 }
 
 #[test]
+fn wrappers_go_in_whatever_order_they_were_put_on() {
+    for prefix in ["module.", "model.", "module.model.", "model.module._orig_mod."] {
+        let names = [format!("{prefix}visual.a"), format!("{prefix}text.b")];
+        let (_dir, folder) = folder_of(&[&names[0], &names[1]]);
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["text.b", "visual.a"], "{prefix}");
+        assert_eq!(checkpoint.info("visual.a").unwrap().file_name, names[0]);
+    }
+}
+
+#[test]
 fn a_prefix_that_not_every_tensor_has_stays() {
     let (_dir, folder) = folder_of(&["module.a", "b"]);
     assert_eq!(Checkpoint::open(&folder).unwrap().names().collect::<Vec<_>>(), ["b", "module.a"]);
@@ -138,6 +149,10 @@ fn an_index_cannot_lead_out_of_its_folder_or_to_what_is_not_there() {
         (r#"{"a": "sub/x.safetensors"}"#, "is not the name of a .safetensors file"),
         (r#"{"a": ".."}"#, "is not the name of a .safetensors file"),
         (r#"{"a": 3}"#, "tensor 'a': 3 is not the name"),
+        (
+            r#"{"a": "model-8.safetensors", "b": "model-9.safetensors", "c": "model-1.safetensors"}"#,
+            "names 3 files, of which 2 are not in the folder: 'model-8.safetensors', 'model-9.safetensors'",
+        ),
         (r#"{"a": "model-9.safetensors"}"#, "names the file 'model-9.safetensors', which is not in the folder"),
         (r#"{"c": "model-1.safetensors"}"#, "says that tensor 'c' is in 'model-1.safetensors', but it is not"),
         ("{}", "lists no tensors"),
@@ -198,9 +213,108 @@ fn folders_without_weights_say_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let folder = Folder::open(dir.path()).unwrap();
     assert!(open_error(&folder).contains("has no weights: neither model.safetensors nor"));
+}
+
+#[cfg(not(feature = "pickle"))]
+#[test]
+fn pickled_weights_say_how_to_convert_them_and_which_feature_reads_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Folder::open(dir.path()).unwrap();
+    std::fs::write(dir.path().join("training_args.bin"), b"x").unwrap();
     std::fs::write(dir.path().join("pytorch_model.bin"), b"x").unwrap();
     let error = open_error(&folder);
     assert!(error.contains("only pickle weights (pytorch_model.bin)") && error.contains("convert them"), "{error}");
+    assert!(error.contains("build with the feature `pickle`"), "{error}");
+    // A renamed one is told by its bytes.
+    std::fs::write(dir.path().join("model.safetensors"), b"PK\x03\x04 and so on").unwrap();
+    assert!(open_error(&folder).contains("holds only pickle weights (model.safetensors)"), "{}", open_error(&folder));
+}
+
+#[test]
+fn each_layout_has_its_own_configuration_and_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensor = |file: &str, name: &str| write(&dir.path().join(file), &[(name, Dtype::F32, &[1], f32s(&[1.0]))]);
+    let folder = Folder::open(dir.path()).unwrap();
+    let names = || Checkpoint::open(&folder).unwrap().names().map(str::to_string).collect::<Vec<_>>();
+    assert!(folder.layout().unwrap_err().to_string().contains("config.json is missing"));
+    tensor("open_clip_model.safetensors", "open_clip");
+    assert_eq!(names(), ["open_clip"]);
+    std::fs::write(dir.path().join("open_clip_config.json"), r#"{"model_cfg": {}}"#).unwrap();
+    assert_eq!(folder.layout().unwrap(), Layout::OpenClip);
+    assert!(folder.open_clip_config().unwrap()["model_cfg"].is_object());
+    assert!(folder.config().unwrap_err().to_string().contains("config.json is missing"));
+    // timm's: a configuration without a model type, and the image tower alone.
+    std::fs::write(dir.path().join("config.json"), r#"{"architecture": "vit"}"#).unwrap();
+    tensor("model.safetensors", "hugging_face");
+    assert_eq!((folder.layout().unwrap(), &names()[0][..]), (Layout::OpenClip, "open_clip"));
+    std::fs::write(dir.path().join("config.json"), r#"{"model_type": "clip"}"#).unwrap();
+    assert_eq!((folder.layout().unwrap(), &names()[0][..]), (Layout::HuggingFace, "hugging_face"));
+    let open_clip = Checkpoint::open_layout(&folder, Layout::OpenClip).unwrap();
+    assert!(open_clip.info("open_clip").is_some());
+    std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    assert_eq!((folder.layout().unwrap(), &names()[0][..]), (Layout::OpenClip, "open_clip"));
+    std::fs::write(dir.path().join("config.json"), "{").unwrap();
+    assert!(folder.layout().unwrap_err().to_string().contains("is not valid JSON"));
+}
+
+#[test]
+fn the_headers_alone_tell_names_types_sizes_and_files() {
+    let (dir, folder) = sharded(r#"{"a": "model-1.safetensors", "b": "model-2.safetensors"}"#);
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let infos: Vec<_> = checkpoint.infos().map(|info| (info.name, info.dtype, info.len(), info.bytes())).collect();
+    assert_eq!(infos, [("a", Dtype::F32, 1, 4), ("b", Dtype::F32, 1, 4)]);
+    assert_eq!(checkpoint.num_parameters(), 2);
+    assert!(checkpoint.infos().all(|info| info.file.starts_with(dir.path()) && info.shape == [1] && !info.is_empty()));
+    let length = std::fs::metadata(dir.path().join("model-1.safetensors")).unwrap().len();
+    let files: Vec<_> = checkpoint.files().map(|(path, bytes)| (path.file_name().unwrap().to_owned(), bytes)).collect();
+    assert_eq!(files, [("model-1.safetensors".into(), length), ("model-2.safetensors".into(), length)]);
+}
+
+/// A shard whose header describes a tensor of 8 TiB, with no bytes on the disk.
+fn vast(path: &std::path::Path, name: &str) {
+    let count = 1_u64 << 41;
+    let header = format!(r#"{{"{name}":{{"dtype":"F32","shape":[{count}],"data_offsets":[0,{}]}}}}"#, count * 4);
+    std::fs::write(path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_len(8 + header.len() as u64 + count * 4).unwrap();
+}
+
+#[test]
+fn of_a_dual_checkpoint_only_the_half_that_is_asked_for_is_read() {
+    let (dir, folder) = sharded(r#"{"text_model.a": "model-1.safetensors", "vision_model.b": "model-2.safetensors"}"#);
+    write(&dir.path().join("model-1.safetensors"), &[("text_model.a", Dtype::F32, &[1], f32s(&[1.0]))]);
+    vast(&dir.path().join("model-2.safetensors"), "vision_model.b");
+    let names = Renames::default().within("text_model");
+    let source = CheckpointSource::new(Checkpoint::open(&folder).unwrap(), &names);
+    assert_eq!(values(&source.get("a", &[1], Init::ZEROS).unwrap()), [1.0]);
+    assert!(source.unused().is_empty() && source.checkpoint().num_parameters() == (1 << 41) + 1);
+}
+
+#[test]
+fn one_tower_of_a_dual_model_does_not_touch_the_others_numbers() {
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/clip");
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(&golden).unwrap().flatten() {
+        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    // The image half in a number type that nobody can read: a header is all that is looked at.
+    let weights = dir.path().join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors: Vec<_> = file
+        .iter()
+        .map(|(name, view)| match name.starts_with("vision_model.") {
+            true => (name, Dtype::I8, [view.shape(), &[4]].concat(), view.data().to_vec()),
+            false => (name, view.dtype(), view.shape().to_vec(), view.data().to_vec()),
+        })
+        .collect();
+    let tensors: Vec<_> =
+        tensors.iter().map(|(name, dtype, shape, data)| (*name, *dtype, &shape[..], data.clone())).collect();
+    write(&weights, &tensors);
+    let path = dir.path().to_str().unwrap();
+    let loader = diptych::ClipModel::loader().offline(true);
+    loader.text_encoder(path).unwrap();
+    assert!(loader.image_encoder(path).is_err());
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 mod checkpoint;
 mod hub;
+#[cfg(feature = "pickle")]
+mod pickle;
 mod save;
 
 use std::collections::HashMap;

@@ -7,12 +7,12 @@ use super::part::{ImagePart, PartSource, Projection, unsupported};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
 use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
-use crate::towers::{
+use crate::towers::{PatchStem, 
     ImagePooling, ImageTowerConfig, OutputNorm, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow, VitConfig,
 };
 
 /// What `vision_cfg` may say: the fields of `CLIPVisionCfg` (`model.py`).
-pub(super) const KNOWN: [&str; 32] = [
+pub(super) const KNOWN: [&str; 34] = [
     "layers",
     "width",
     "head_width",
@@ -45,6 +45,8 @@ pub(super) const KNOWN: [&str; 32] = [
     "timm_proj_bias",
     "timm_drop",
     "timm_drop_path",
+    "timm_model_kwargs",
+    "model_args",
 ];
 
 /// What stands around the blocks, there and here.
@@ -89,12 +91,14 @@ pub(super) fn image_part(part: &PartSource<'_>) -> Result<ImagePart> {
         patch_size,
         num_channels: 3,
         patch_bias: false,
+        stem: PatchStem::Patches,
         qkv_bias: QkvBias::All,
         norm: NormPosition::Pre,
         extras: block.extras,
         prefix_tokens: PrefixTokens::Class,
         positions: PositionTable::All,
         position_resize: PositionResize::BicubicAntialias,
+        rope: None,
         norm_embeddings: !config.flag("no_ln_pre", false)?,
         output_norm,
         layer_scale: block.layer_scale,

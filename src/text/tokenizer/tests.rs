@@ -114,9 +114,9 @@ fn the_files_are_written_back_byte_for_byte() {
 #[test]
 fn a_folder_without_the_file_says_what_is_needed() {
     let message = |files: &[(&str, &str)]| from_files(files, TokenRules::new(8)).unwrap_err().to_string();
-    assert!(message(&[]).contains("tokenizer.json: is missing"));
-    let older = message(&[("vocab.txt", "[PAD]")]);
-    assert!(older.contains("vocab.txt") && older.contains("save_pretrained"), "{older}");
+    assert!(message(&[]).contains("tokenizer.json: is missing, and so are vocab.json"));
+    let clip = from_files(&[], TokenRules::open_clip(77)).unwrap_err().to_string();
+    assert!(clip.contains("openai/clip-vit-base-patch32"), "{clip}");
     assert!(message(&[("tokenizer.json", "{")]).contains("is not a tokenizer"));
     assert!(message(&[("tokenizer.json", "")]).contains("is not a tokenizer"));
     assert!(message(&[("tokenizer.json", "\u{0}PNG")]).contains("is not a tokenizer"));
@@ -126,6 +126,80 @@ fn a_folder_without_the_file_says_what_is_needed() {
     let gone = TextTokenizer::from_folder("no/such/folder", TokenRules::new(8)).unwrap_err().to_string();
     assert_eq!(gone, "no/such/folder: is no folder");
     assert!(TextTokenizer::from_file("no/such/file.json", TokenRules::new(8)).is_err());
+}
+
+#[test]
+fn older_files_that_contradict_each_other_are_refused_by_name() {
+    let message = |files: &[(&str, &str)]| from_files(files, TokenRules::new(8)).unwrap_err().to_string();
+    for (files, expected) in [
+        (vec![("vocab.json", "{\"a\":0}"), ("merges.txt", "a")], "merges.txt: line 1 is not two pieces"),
+        (vec![("vocab.json", "[]"), ("merges.txt", "")], "is not a tokenizer"),
+        (vec![("vocab.json", "{\"a\":0}"), ("merges.txt", "a b")], "is not a tokenizer"),
+        (vec![("spiece.model", "\u{1}\u{2}")], "spiece.model: is not a SentencePiece model"),
+        (
+            vec![("vocab.txt", "[CLS]"), (TOKENIZER_CONFIG, "{\"tokenizer_class\":\"OtherTokenizer\"}")],
+            "OtherTokenizer",
+        ),
+        (vec![("vocab.txt", "[CLS]"), (TOKENIZER_CONFIG, "{\"tokenizer_class\":\"T5Tokenizer\"}")], "no SentencePiece"),
+        (
+            vec![("vocab.txt", "[CLS]"), (TOKENIZER_CONFIG, "{\"added_tokens_decoder\":{\"x\":\"y\"}}")],
+            "'x' is no token id",
+        ),
+    ] {
+        let message = message(&files);
+        assert!(message.contains(expected), "{message:?} does not say {expected:?}");
+    }
+}
+
+#[test]
+fn the_separator_becomes_zero_and_clips_rows_end_in_the_class_token() {
+    let zero = TokenRules { separator: Separator::Zero, ..TokenRules::new(8) };
+    assert_eq!(words(zero).unwrap().encode(&["cat [SEP] dog"]).unwrap().ids(), [1, 4, 0, 5, 0]);
+
+    let config = r#"{"bos_token":"[FILL]","eos_token":"[SEP]","pad_token":"[PAD]"}"#;
+    let files = [("tokenizer.json", WORDS), (TOKENIZER_CONFIG, config)];
+    let clips = TokenRules { special_tokens: SpecialTokens::Clips, ..TokenRules::new(6) };
+    let tokens = from_files(&files, clips.clone()).unwrap().encode(&["cat", "a cat a dog a"]).unwrap();
+    assert_eq!(tokens.ids(), [7, 4, 2, 0, 0, 1, 7, 6, 4, 6, 2, 1]);
+    assert_eq!(tokens.kept_lengths(), [4, 6]);
+    assert!(words(clips).unwrap_err().to_string().contains("names no bos_token"));
+}
+
+#[test]
+fn rows_are_filled_up_on_the_side_that_the_files_say() {
+    let ids = |config: &str| {
+        let rules = TokenRules { pad_id: PadId::Fixed(9), ..TokenRules::new(8) };
+        let tokenizer = from_files(&[("tokenizer.json", WORDS), (TOKENIZER_CONFIG, config)], rules)?;
+        let tokens = tokenizer.encode(&["cat", "a cat"])?;
+        Ok::<_, Error>((tokens.row(0).unwrap_or_default().to_vec(), tokens.kept_lengths()))
+    };
+    assert_eq!(ids("{}").unwrap(), (vec![1, 4, 2, 9], vec![3, 4]));
+    assert_eq!(ids(r#"{"padding_side":"left"}"#).unwrap(), (vec![9, 1, 4, 2], vec![3, 4]));
+    assert_eq!(ids(r#"{"tokenizer_class":"GemmaTokenizerFast"}"#).unwrap().0, [9, 1, 4, 2]);
+    assert!(ids(r#"{"padding_side":"both"}"#).unwrap_err().to_string().contains("padding_side 'both'"));
+}
+
+#[test]
+fn lower_case_is_a_normalizer_that_leaves_special_tokens_alone() {
+    let mut cased: Value = serde_json::from_str(WORDS).unwrap();
+    cased["normalizer"] = Value::Null;
+    let ids = |cleaning| {
+        let rules = TokenRules { cleaning, special_tokens: SpecialTokens::Omit, ..TokenRules::new(8) };
+        TextTokenizer::from_bytes(cased.to_string(), rules).unwrap().encode(&["A CAT [SEP]"]).unwrap().ids().to_vec()
+    };
+    assert_eq!(ids(Cleaning::None), [3, 3, 2]);
+    assert_eq!(ids(Cleaning::Lowercase), [6, 4, 2]);
+}
+
+#[test]
+fn rules_saved_before_there_were_cleanings_still_read() {
+    let json =
+        r#"{"context_length":77,"padding":"longest","pad_id":{"from_files":{"otherwise":0}},"special_tokens":"add"}"#;
+    assert_eq!(serde_json::from_str::<TokenRules>(json).unwrap(), TokenRules::new(77));
+    let rules = TokenRules::open_clip(77);
+    let json = serde_json::to_string(&rules).unwrap();
+    assert!(json.ends_with(r#""cleaning":"open_clip_lower","splitting":"open_clip"}"#), "{json}");
+    assert_eq!(serde_json::from_str::<TokenRules>(&json).unwrap(), rules);
 }
 
 #[test]

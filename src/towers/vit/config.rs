@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::nn::{BlockConfig, BlockExtra, MlpKind, NormPosition, PositionResize, QkvBias};
+use super::stem::PatchStem;
+use crate::nn::{BlockConfig, BlockExtra, GridRope, MlpKind, NormPosition, PositionResize, QkvBias};
 use crate::ops::Activation;
 use crate::towers::{ImagePooling, check_sizes};
 use crate::{Error, Result};
@@ -31,6 +32,9 @@ pub struct VitConfig {
     pub num_channels: usize,
     /// Whether the patch projection has a bias.
     pub patch_bias: bool,
+    /// How pixels become patches.
+    #[serde(default)]
+    pub stem: PatchStem,
     /// Which of queries, keys and values have a bias.
     #[serde(default)]
     pub qkv_bias: QkvBias,
@@ -48,6 +52,9 @@ pub struct VitConfig {
     /// How position embeddings are carried to another grid.
     #[serde(default)]
     pub position_resize: PositionResize,
+    /// Rotary positions, in every block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope: Option<GridRope>,
     /// Whether a LayerNorm stands before the first block (CLIP's `pre_layrnorm`).
     pub norm_embeddings: bool,
     /// What the last LayerNorm is applied to.
@@ -117,6 +124,8 @@ pub enum PositionTable {
     Patches,
     /// None: there is no table.
     None,
+    /// None, but every block adds to its scores what an MLP, as wide inside as said, makes of the way between two patches.
+    Relative(usize),
 }
 
 /// Attention pooling with one learned query (SigLIP).
@@ -223,7 +232,7 @@ impl VitConfig {
     /// How many of the prefix tokens have a row in the position table.
     pub(super) fn positioned_prefix(&self) -> usize {
         match (self.positions, self.prefix_tokens) {
-            (PositionTable::Patches | PositionTable::None, _) => 0,
+            (PositionTable::Patches | PositionTable::None | PositionTable::Relative(_), _) => 0,
             (PositionTable::WithoutRegisters, PrefixTokens::ClassAndRegisters(_)) => 1,
             (PositionTable::All | PositionTable::WithoutRegisters, prefix) => prefix.count(),
         }
@@ -259,6 +268,10 @@ impl VitConfig {
         if self.image_size < self.patch_size || self.image_size > 1 << 16 {
             let message = format!("{} is smaller than patch_size {} or above 65536", self.image_size, self.patch_size);
             return Err(Error::argument("image_size", message));
+        }
+        self.stem.check(self.patch_size)?;
+        if let PositionTable::Relative(size) = self.positions {
+            check_sizes(self.hidden_size, self.num_attention_heads, self.layer_norm_eps, &[("relative", size)])?;
         }
         if let Some(head) = self.map_head {
             let sizes = [("intermediate_size", head.intermediate_size)];

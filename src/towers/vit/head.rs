@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::config::{ClassifierInput, PrefixTokens, QueryPoolRow, VitConfig};
-use crate::nn::{AttentionalPool, AttentionalPoolConfig, BlockConfig, LayerNorm, Linear, MapHead, MlpKind};
+use crate::nn::{AttentionalPool, AttentionalPoolConfig, BlockConfig, LayerNorm, Linear, MapHead, MlpKind, QkvBias};
 use crate::ops::{self, Activation};
 use crate::towers::ImagePooling;
 use crate::weights::{Init, Params};
@@ -41,6 +41,7 @@ impl Head {
                     num_attention_heads: head.num_attention_heads,
                     intermediate_size: head.intermediate_size,
                     mlp: MlpKind::Plain,
+                    qkv_bias: QkvBias::All,
                     extras: Vec::new(),
                     ..config.blocks()
                 };

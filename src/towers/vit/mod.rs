@@ -6,31 +6,51 @@
 
 mod config;
 mod head;
+mod mbconv;
+mod stem;
 
 pub use config::{
     ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow,
     VitConfig,
 };
+pub use stem::PatchStem;
 
 use candle_core::Tensor;
 
 use super::{Collect, ImagePooling, ImageTower, TowerOutput};
 use crate::Result;
-use crate::nn::{Encoder, LayerNorm, PatchEmbed, interpolate_positions};
+use crate::nn::{Attend, Encoder, LayerNorm, RelativePositions, Rope, interpolate_positions};
 use crate::ops::{self, AttentionMask};
 use crate::weights::{Init, Params};
 use head::Head;
+use stem::Stem;
 
 /// The built tower.
 pub(super) struct Vit {
     config: VitConfig,
-    patch_embed: PatchEmbed,
+    stem: Stem,
     prefix: Vec<Tensor>,
     positions: Option<Tensor>,
+    /// One a block, for towers with relative positions.
+    relative: Vec<RelativePositions>,
     embedding_norm: Option<LayerNorm>,
     encoder: Encoder,
     output_norm: LayerNorm,
     head: Head,
+}
+
+/// What stands before the first block, and what the blocks' attention depends on besides.
+struct Embedded {
+    tokens: Tensor,
+    rope: Option<Rope>,
+    /// One for all blocks, or one a block.
+    masks: Vec<AttentionMask>,
+}
+
+impl Embedded {
+    fn attend(&self, block: usize) -> Attend<'_> {
+        Attend { mask: self.masks.get(block).unwrap_or(&self.masks[0]), rope: self.rope.as_ref() }
+    }
 }
 
 impl Vit {
@@ -54,24 +74,19 @@ impl Vit {
             PrefixTokens::None | PrefixTokens::Class => {}
         }
         let rows = config.positioned_prefix() + grid * grid;
-        let positions = (config.positions != PositionTable::None)
-            .then(|| embeddings.get("position_embedding.weight", &[rows, size], init));
+        let has_table = !matches!(config.positions, PositionTable::None | PositionTable::Relative(_));
+        let positions = has_table.then(|| embeddings.get("position_embedding.weight", &[rows, size], init));
+        let encoder = params.pp("encoder");
         Ok(Self {
-            patch_embed: PatchEmbed::new(
-                &embeddings.pp("patch_embedding"),
-                config.num_channels,
-                config.patch_size,
-                size,
-                config.patch_bias,
-                init,
-            )?,
+            stem: Stem::new(&embeddings, config, init)?,
             positions: positions.transpose()?,
+            relative: Self::relative_positions(&encoder.pp("layers"), config, init)?,
             prefix,
             embedding_norm: config
                 .norm_embeddings
                 .then(|| LayerNorm::new(&params.pp("pre_layrnorm"), size, config.layer_norm_eps))
                 .transpose()?,
-            encoder: Encoder::new(&params.pp("encoder"), &config.blocks())?,
+            encoder: Encoder::new(&encoder, &config.blocks())?,
             output_norm: LayerNorm::new(
                 &params.pp("post_layernorm"),
                 config.output_norm_size(),
@@ -82,9 +97,35 @@ impl Vit {
         })
     }
 
-    /// Patches, prefix tokens and positions (B,L,E).
-    fn embed(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        let (mut patches, grid) = self.patch_embed.forward(pixel_values)?;
+    fn relative_positions(layers: &Params, config: &VitConfig, init: Init) -> Result<Vec<RelativePositions>> {
+        let PositionTable::Relative(hidden_size) = config.positions else { return Ok(Vec::new()) };
+        let new = |i: usize| {
+            let params = layers.pp(i).pp("self_attn.relative_positions");
+            RelativePositions::new(&params, hidden_size, config.num_attention_heads, init)
+        };
+        (0..config.num_hidden_layers).map(new).collect()
+    }
+
+    /// Patches, prefix tokens and positions (B,L,E), with what depends on the grid.
+    fn embed(&self, pixel_values: &Tensor) -> Result<Embedded> {
+        let (patches, grid) = self.stem.forward(pixel_values)?;
+        let prefix = self.config.prefix_tokens.count();
+        let mut masks = Vec::with_capacity(self.relative.len().max(1));
+        for relative in &self.relative {
+            masks.push(AttentionMask::none().with_bias(relative.biases(grid, prefix, &patches)?)?);
+        }
+        if masks.is_empty() {
+            masks.push(AttentionMask::none());
+        }
+        let rope = self.config.rope.map(|rope| {
+            let width = self.config.hidden_size / self.config.num_attention_heads;
+            rope.tables(grid, width, patches.device())?.after_prefix(prefix)?.to_dtype(patches.dtype())
+        });
+        Ok(Embedded { rope: rope.transpose()?, masks, tokens: self.embed_patches(patches, grid)? })
+    }
+
+    /// The patches (B,P,E) behind the prefix tokens, all with their positions (B,L,E).
+    fn embed_patches(&self, mut patches: Tensor, grid: (usize, usize)) -> Result<Tensor> {
         let (batch, _, size) = patches.dims3()?;
         let mut prefix = match self.prefix.as_slice() {
             [] => None,
@@ -154,18 +195,20 @@ impl Vit {
 
 impl ImageTower for Vit {
     fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        let (embedded, mask) = (self.embed(pixel_values)?, AttentionMask::none());
-        if self.head.reads_class_token_only() {
-            let positions = vec![0; embedded.dim(0)?];
-            let class = self.encoder.forward_selected(&embedded, &mask, &mask, &positions)?;
+        let embedded = self.embed(pixel_values)?;
+        if self.head.reads_class_token_only() && self.relative.is_empty() {
+            let positions = vec![0; embedded.tokens.dim(0)?];
+            let attend = embedded.attend(0);
+            let class = self.encoder.forward_selected(&embedded.tokens, attend, attend.mask, &positions)?;
             return self.pool(&class.unsqueeze(1)?);
         }
-        self.pool(&self.encoder.forward(&embedded, &mask, Collect::Last)?.0)
+        self.pool(&self.encoder.forward_each(&embedded.tokens, |i| embedded.attend(i), Collect::Last)?.0)
     }
 
     fn forward(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput> {
         let embedded = self.embed(pixel_values)?;
-        let (tokens, mut hidden_states) = self.encoder.forward(&embedded, &AttentionMask::none(), collect)?;
+        let (tokens, mut hidden_states) =
+            self.encoder.forward_each(&embedded.tokens, |i| embedded.attend(i), collect)?;
         if collect == Collect::HiddenStates {
             hidden_states.push(tokens.clone());
         }

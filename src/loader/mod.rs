@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
+use crate::Inspection;
 use crate::encoder::{ImageEncoder, TextEncoder};
 use crate::families::{ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, ProcessorPlan, Role, TextPlan};
 use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig};
@@ -14,14 +15,12 @@ use crate::model::{ClipConfig, ClipModel, Origin};
 use crate::text::TextTokenizer;
 use crate::towers::{ImagePooling, TextPooling};
 use crate::weights::{
-    self, Checkpoint, CheckpointSource, Folder, HubOptions, Init, ParamSource, Parameters, Params, RandomSource,
-    Renames, Stored,
+    self, Checkpoint, CheckpointSource, Folder, HubOptions, Init, Layout, ParamSource, Parameters, Params,
+    RandomSource, Renames, Stored,
 };
 use crate::{Error, Result};
 
-/// What open_clip calls its configuration and its weights (reference: `constants.py` of open_clip).
-const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
-const OPEN_CLIP_WEIGHTS: &str = "open_clip_model.safetensors";
+mod inspect;
 
 /// Everything loading can be told. Each setter states its default.
 ///
@@ -214,13 +213,28 @@ impl Loader {
         })
     }
 
+    /// What the folder holds, from its configuration and the headers of its files: no weight is read. What keeps it from loading
+    /// is in [`Inspection::problems`].
+    ///
+    /// # Errors
+    /// When there is no such folder or no readable configuration in it, or no family that reads it.
+    pub fn inspect(&self, id_or_dir: &str) -> Result<Inspection> {
+        let loader = Self { random: None, ..self.clone() };
+        let (plan, files) = loader.open(id_or_dir)?;
+        inspect::inspect(&loader, plan, &files)
+    }
+
     fn open(&self, id_or_dir: &str) -> Result<(Plan, Files)> {
         let folder = weights::resolve(id_or_dir, &self.hub)?;
-        let (config, weights) = self.configuration(&folder)?;
-        let checkpoint = match (self.random, weights) {
-            (Some(_), _) => None,
-            (None, Some(file)) => Some(Arc::new(Checkpoint::open_file(file)?)),
-            (None, None) => Some(Arc::new(Checkpoint::open(&folder)?)),
+        let (config, layout) = self.configuration(&folder)?;
+        // The hub was asked for the layout that the files suggest, before it was known that no family reads it.
+        let folder = match layout == folder.layout()? {
+            true => folder,
+            false => weights::resolve(id_or_dir, &HubOptions { layout: Some(layout), ..self.hub.clone() })?,
+        };
+        let checkpoint = match self.random {
+            Some(_) => None,
+            None => Some(Arc::new(Checkpoint::open_layout(&folder, layout)?)),
         };
         let shape = |checkpoint: &'_ Arc<Checkpoint>| -> Vec<(String, Vec<usize>)> {
             let info = |name: &str| Some((name.to_string(), checkpoint.info(name)?.shape.to_vec()));
@@ -229,24 +243,28 @@ impl Loader {
         let shapes = checkpoint.as_ref().map(shape);
         let tensors = shapes.as_ref().map(|shapes| shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect());
         let plan = self.families.plan(&FamilySource { config: config.clone(), tensors, role: Role::Alone })?;
-        Ok((plan, Files { folder, config: config.to_value(), checkpoint }))
+        let config_file = config.path().to_path_buf();
+        Ok((plan, Files { folder, config: config.to_value(), config_file, checkpoint }))
     }
 
-    /// The configuration of the folder and, where its name is not the usual one, the file of its weights. A folder that holds
-    /// both layouts is read in Hugging Face's.
-    fn configuration(&self, folder: &Folder) -> Result<(Config, Option<std::path::PathBuf>)> {
+    /// The configuration of the folder and the layout that it belongs to. A folder that holds both layouts is read in Hugging
+    /// Face's, if its weights are there and a family knows its model type.
+    fn configuration(&self, folder: &Folder) -> Result<(Config, Layout)> {
+        let layout = folder.layout()?;
         let known = |value: &Value| {
             value.get("model_type").and_then(Value::as_str).is_some_and(|name| self.families.knows(name))
         };
-        let hugging_face = folder.json("config.json")?;
-        if let (false, Some(Value::Object(mut fields))) =
-            (hugging_face.as_ref().is_some_and(known), folder.json(OPEN_CLIP_CONFIG)?)
-        {
+        let open_clip = Layout::OpenClip.config_file();
+        let other = match layout {
+            Layout::HuggingFace if folder.file(open_clip).is_some() => !known(&folder.config()?),
+            _ => layout == Layout::OpenClip,
+        };
+        let layout = if other { Layout::OpenClip } else { Layout::HuggingFace };
+        let mut value = folder.config_of(layout)?;
+        if let (Layout::OpenClip, Some(fields)) = (layout, value.as_object_mut()) {
             fields.insert("model_type".to_string(), Value::from("open_clip"));
-            let config = Config::new(&folder.path().join(OPEN_CLIP_CONFIG), Value::Object(fields))?;
-            return Ok((config, folder.file(OPEN_CLIP_WEIGHTS)));
         }
-        Ok((Config::new(&folder.path().join("config.json"), folder.config()?)?, None))
+        Ok((Config::new(&folder.path().join(layout.config_file()), value)?, layout))
     }
 
     fn build_clip(&self, plan: ClipPlan, files: &Files) -> Result<ClipModel> {
@@ -302,9 +320,7 @@ impl Loader {
     ) -> Result<(Parameters, Option<Branches>)> {
         let name = files.folder.path().display().to_string();
         // A size that no tower can have was read from the folder's configuration.
-        let collect = |params: &Params| {
-            collect(params).map_err(|error| Error::file(files.folder.path().join("config.json"), error))
-        };
+        let collect = |params: &Params| collect(params).map_err(|error| Error::file(&files.config_file, error));
         let Some(checkpoint) = &files.checkpoint else {
             let params = Params::new(RandomSource::new(self.random.unwrap_or(0), self.dtype, &self.device));
             collect(&params)?;
@@ -339,6 +355,7 @@ impl Loader {
 struct Files {
     folder: Folder,
     config: Value,
+    config_file: std::path::PathBuf,
     checkpoint: Option<Arc<Checkpoint>>,
 }
 

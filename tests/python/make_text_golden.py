@@ -1,0 +1,189 @@
+"""Writes the golden folders of the text towers: `tests/golden/<name>/` as `make_golden.py` writes its own.
+
+`golden.safetensors` holds `input_ids`, `attention_mask`, `text.hidden_states.{i}`, `text.last_hidden_state` and `text.pooled`.
+Pooled is what the layout says: AltCLIP's and BLIP's first token, the embedding of sentence-transformers before it is
+normalised, open_clip's pooler; for a tower alone the mean of the tokens that are no padding.
+
+`python make_text_golden.py [name…]` rewrites all folders, or those named.
+Written with transformers 5.23.0, open_clip 3.3.0, sentence-transformers 6.2.0, torch 2.11.0 (CPU).
+"""
+
+import json
+import shutil
+import sys
+import zlib
+
+import torch
+import transformers as tf
+from safetensors.torch import load_file, save_file
+
+import make_golden as base
+from make_golden import CONTEXT, GOLDEN, bert_tokenizer, text_size, xlmr_tokenizer
+
+MAKERS = {}
+
+
+def golden(make):
+    """Registers a function that writes the folder of its own name."""
+    MAKERS[make.__name__] = make
+    return make
+
+
+def mean(output, inputs):
+    mask = inputs["attention_mask"].unsqueeze(-1).to(output.last_hidden_state)
+    return (output.last_hidden_state * mask).sum(1) / mask.sum(1)
+
+
+def first(output, inputs):
+    return output.last_hidden_state[:, 0]
+
+
+def pooler(output, inputs):
+    return output.pooler_output
+
+
+@torch.no_grad()
+def outputs(tower, inputs, pool):
+    output = tower(**inputs, output_hidden_states=True)
+    return base.tower_outputs("text", output, pool(output, inputs))
+
+
+def inputs_for(tokenizer, lengths=(9, 5, 7)):
+    first_id, last_id = tokenizer.cls_token_id, tokenizer.sep_token_id
+    return base.text_inputs(list(lengths), first_id, last_id, tokenizer.pad_token_id, range(5, len(tokenizer) - 1))
+
+
+def write(model, name, tokenizer, pool=mean, lengths=(9, 5, 7), tower=lambda model: model, rename=None, more=None, load={}):
+    """Writes the folder `name`, loads it again, and asks both models (and one in f64) for the same numbers.
+
+    `tower`: from the model to its text encoder. `rename`: from the tensors as saved to the tensors as the folder shall hold
+    them. `more`: further golden tensors from (tower, inputs).
+    """
+    torch.manual_seed(zlib.crc32(name.encode()))
+    folder = GOLDEN / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    base.randomise(model)
+    model.save_pretrained(folder)
+    if rename:
+        save_file(rename(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+    tokenizer.save_pretrained(folder)
+
+    inputs = inputs_for(tokenizer, lengths)
+    expected = outputs(tower(base.prepared(model)), inputs, pool)
+    again = base.prepared(type(model).from_pretrained(folder, dtype=torch.float32, **load))
+    base.check_equal(name, expected, outputs(tower(again), inputs, pool))
+    if more:
+        expected |= more(tower(again), inputs)
+    base.check_double(name, {k: v for k, v in expected.items() if k.startswith("text.")}, outputs(tower(again.double()), inputs, pool))
+    tensors = {key: value.clone().contiguous() for key, value in {**inputs, **expected}.items()}
+    save_file(tensors, folder / "golden.safetensors")
+    facts = {"model": type(model).__name__} | base.sample_ids(tf.AutoTokenizer.from_pretrained(folder))
+    (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
+
+
+# -------------------------------------------------------------------------------------------------------------- BERT's kin
+def distilbert_config(**changes):
+    return tf.DistilBertConfig(vocab_size=len(bert_tokenizer()), dim=16, n_layers=2, n_heads=2, hidden_dim=40,
+                               max_position_embeddings=CONTEXT, **changes)
+
+
+@golden
+def distilbert():
+    write(tf.DistilBertModel(distilbert_config()), "distilbert", bert_tokenizer())
+
+
+@golden
+def distilbert_mlm():
+    """With the head of its pre-training, another activation, and the prefix."""
+    write(tf.DistilBertForMaskedLM(distilbert_config(activation="relu")), "distilbert_mlm", bert_tokenizer(),
+          tower=lambda model: model.distilbert)
+
+
+def mpnet_tokenizer():
+    pieces = bert_tokenizer().get_vocab()
+    pieces = [piece for piece in sorted(pieces, key=pieces.get) if not piece.startswith("[")]
+    vocab = ["<s>", "<pad>", "</s>", "[UNK]", *pieces, "<mask>"]
+    return tf.MPNetTokenizer(vocab={piece: i for i, piece in enumerate(vocab)}, model_max_length=CONTEXT)
+
+
+def mpnet_config(**changes):
+    size = text_size(len(mpnet_tokenizer()), max_position_embeddings=CONTEXT + 2, layer_norm_eps=1e-5)
+    return tf.MPNetConfig(**{**size, **changes})
+
+
+@golden
+def mpnet():
+    """Rows long enough that the logarithmic buckets of the relative positions are used; the position buffer of old files."""
+    def rename(tensors):
+        return {**tensors, "embeddings.position_ids": torch.arange(CONTEXT + 2).unsqueeze(0)}
+
+    write(tf.MPNetModel(mpnet_config()), "mpnet", mpnet_tokenizer(), lengths=(16, 5, 13), rename=rename)
+
+
+@golden
+def mpnet_mlm():
+    write(tf.MPNetForMaskedLM(mpnet_config(layer_norm_eps=0.03)), "mpnet_mlm", mpnet_tokenizer(), lengths=(14, 8, 11),
+          tower=lambda model: model.mpnet)
+
+
+@golden
+def camembert():
+    size = text_size(len(xlmr_tokenizer()), layer_norm_eps=1e-5, type_vocab_size=1, max_position_embeddings=CONTEXT + 2)
+    write(tf.CamembertForMaskedLM(tf.CamembertConfig(**size)), "camembert", xlmr_tokenizer(), tower=lambda model: model.roberta)
+
+
+@golden
+def altclip_text():
+    size = text_size(len(xlmr_tokenizer()), max_position_embeddings=CONTEXT + 2, layer_norm_eps=0.02, project_dim=12)
+    write(tf.AltCLIPTextModel(tf.AltCLIPTextConfig(**size)), "altclip_text", xlmr_tokenizer(), pool=pooler)
+
+
+@golden
+def blip_text():
+    """The contrastive pass in `text.*`; the pass that looks at an image in `cross.last_hidden_state`."""
+    def cross(tower, inputs):
+        image_tokens = torch.randn(3, 6, 24)
+        with torch.no_grad():
+            output = tower(**inputs, encoder_hidden_states=image_tokens, encoder_attention_mask=torch.ones(3, 6))
+        return {"image_tokens": image_tokens, "cross.last_hidden_state": output.last_hidden_state}
+
+    size = text_size(len(bert_tokenizer()), max_position_embeddings=CONTEXT, encoder_hidden_size=24)
+    model = tf.BlipTextModel(tf.BlipTextConfig(**size), add_pooling_layer=False)
+    write(model, "blip_text", bert_tokenizer(), pool=first, more=cross, load={"add_pooling_layer": False})
+
+
+# -------------------------------------------------------------------------------------------------- encoders of translators
+def t5_size(**changes):
+    return {"vocab_size": len(xlmr_tokenizer()), "d_model": 16, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 2,
+            "feed_forward_proj": "gated-gelu", "n_positions": CONTEXT, "pad_token_id": 1, **changes}
+
+
+@golden
+def mt5():
+    """Heads that are together narrower than the stream."""
+    write(tf.MT5EncoderModel(tf.MT5Config(**t5_size())), "mt5", xlmr_tokenizer(), lengths=(15, 5, 12))
+
+
+@golden
+def t5_whole():
+    """A whole model, whose decoder goes unused; few buckets, a small distance, another activation."""
+    config = tf.T5Config(**t5_size(feed_forward_proj="gated-silu", num_decoder_layers=1, relative_attention_num_buckets=8,
+                                   relative_attention_max_distance=10, layer_norm_epsilon=0.02))
+    write(tf.T5Model(config), "t5_whole", xlmr_tokenizer(), lengths=(16, 5, 12), tower=lambda model: model.encoder)
+
+
+@golden
+def m2m100():
+    config = tf.M2M100Config(vocab_size=len(xlmr_tokenizer()), d_model=18, encoder_layers=2, encoder_attention_heads=3,
+                             encoder_ffn_dim=40, decoder_layers=1, decoder_attention_heads=3, decoder_ffn_dim=8,
+                             max_position_embeddings=CONTEXT, activation_function="relu")
+    write(tf.M2M100Model(config), "m2m100", xlmr_tokenizer(), tower=lambda model: model.encoder)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    for wanted in sys.argv[1:] or MAKERS:
+        MAKERS[wanted]()
+        print(wanted, sum(file.stat().st_size for file in (GOLDEN / wanted).rglob("*") if file.is_file()), "bytes")

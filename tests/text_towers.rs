@@ -1,0 +1,69 @@
+//! Text towers beyond what every golden folder is asked: BLIP's look at the image.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::Golden;
+use diptych::candle::Tensor;
+use diptych::towers::{CrossBert, TextTowerConfig};
+use diptych::weights::{Checkpoint, CheckpointSource, Folder, Params, Renames};
+use diptych::{Result, TextEncoder};
+
+/// BLIP's names, those of the cross-attention too.
+const NAMES: [(&str, &str); 15] = [
+    ("crossattention.self.query", "cross_attn.q_proj"),
+    ("crossattention.self.key", "cross_attn.k_proj"),
+    ("crossattention.self.value", "cross_attn.v_proj"),
+    ("crossattention.output.dense", "cross_attn.out_proj"),
+    ("crossattention.output.LayerNorm", "cross_attn.layer_norm"),
+    ("embeddings.LayerNorm", "embeddings.layer_norm"),
+    ("encoder.layer", "encoder.layers"),
+    ("attention.self.query", "self_attn.q_proj"),
+    ("attention.self.key", "self_attn.k_proj"),
+    ("attention.self.value", "self_attn.v_proj"),
+    ("attention.output.dense", "self_attn.out_proj"),
+    ("attention.output.LayerNorm", "layer_norm1"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+    ("output.LayerNorm", "layer_norm2"),
+];
+
+fn cross_bert(golden: &Golden) -> Result<(CrossBert, Params)> {
+    let encoder = TextEncoder::from_pretrained(golden.dir())?;
+    let TextTowerConfig::Bert(config) = &encoder.config().tower else { panic!("BLIP's tower is a BERT") };
+    let checkpoint = Arc::new(Checkpoint::open(&Folder::open(golden.dir())?)?);
+    let params = Params::new(CheckpointSource::new(checkpoint, &Renames::new(&NAMES, &[])?).trainable(|_| true));
+    Ok((CrossBert::new(&params, &params, config, 24)?, params))
+}
+
+#[test]
+fn blips_text_looks_at_the_image_as_in_transformers() -> Result<()> {
+    let golden = Golden::named("blip_text");
+    let (tower, params) = cross_bert(&golden)?;
+    let output = tower.forward(&golden.tokens(), &golden.tensors["image_tokens"])?;
+    golden.check("cross.last_hidden_state", &output);
+    // Every parameter of both passes gets a gradient: there is nothing else in the file.
+    let weights = Tensor::arange(0f32, output.elem_count() as f32, output.device())?.sin()?.reshape(output.shape())?;
+    let gradients = (output * weights)?.sum_all()?.backward()?;
+    let parameters = params.finish("blip_text")?;
+    for (name, parameter) in parameters.iter() {
+        let gradient = gradients.get(parameter).unwrap_or_else(|| panic!("{name} got no gradient"));
+        let size = gradient.abs()?.max_all()?.to_scalar::<f32>()?;
+        assert!(size.is_finite() && (size > 1e-12 || name.ends_with("k_proj.bias")), "{name}: {size}");
+    }
+    assert_eq!(parameters.iter().filter(|(name, _)| name.contains("cross_attn")).count(), 2 * 10);
+    Ok(())
+}
+
+#[test]
+fn image_tokens_of_another_width_or_number_are_refused() -> Result<()> {
+    let golden = Golden::named("blip_text");
+    let (tower, _) = cross_bert(&golden)?;
+    let image = &golden.tensors["image_tokens"];
+    for wrong in [image.narrow(0, 0, 2)?, image.narrow(2, 0, 20)?, image.get(0)?] {
+        let error = tower.forward(&golden.tokens(), &wrong).expect_err("wrong shape").to_string();
+        assert!(error.contains("image_tokens") && error.contains("(3, P, 24)"), "{error}");
+    }
+    Ok(())
+}
