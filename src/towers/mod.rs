@@ -15,17 +15,13 @@ mod vit;
 
 pub use bert::{BertConfig, BertHead, Positions};
 pub use bert_cross::CrossBert;
-pub use m2m100::M2m100Config;
-pub use relative::RelativePositions;
-pub use t5::T5Config;
-mod convnext;
-mod fastvit;
-mod resnet;
-
 pub use convnext::{ConvNextConfig, ConvNextStageConfig};
 pub use fastvit::{AttentionNorm, BranchForm, Downsample, FastVitConfig, FastVitStageConfig, TokenMixer};
+pub use m2m100::M2m100Config;
+pub use relative::RelativePositions;
 pub use resnet::ResNetConfig;
 pub use swin::{SwinConfig, SwinStageConfig};
+pub use t5::T5Config;
 pub use text_transformer::{PooledToken, TextAttention, TextTransformerConfig};
 pub use vit::{
     ClassifierInput, MapHeadConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens, QueryPoolConfig,
