@@ -18,9 +18,6 @@ pub use bert_cross::CrossBert;
 pub use m2m100::M2m100Config;
 pub use relative::RelativePositions;
 pub use t5::T5Config;
-mod convnext;
-mod fastvit;
-mod resnet;
 
 pub use convnext::{ConvNextConfig, ConvNextStageConfig};
 pub use fastvit::{AttentionNorm, BranchForm, Downsample, FastVitConfig, FastVitStageConfig, TokenMixer};
