@@ -16,10 +16,10 @@ mod vit;
 
 pub use bert::{BertConfig, BertHead, Positions};
 pub use bert_cross::CrossBert;
-pub use modernbert::{BiasedLayers, ModernBertConfig, Sight};
 pub use convnext::{ConvNextConfig, ConvNextStageConfig};
 pub use fastvit::{AttentionNorm, BranchForm, Downsample, FastVitConfig, FastVitStageConfig, TokenMixer};
 pub use m2m100::M2m100Config;
+pub use modernbert::{BiasedLayers, ModernBertConfig, Sight};
 pub use relative::RelativePositions;
 pub use resnet::ResNetConfig;
 pub use swin::{SwinConfig, SwinStageConfig};

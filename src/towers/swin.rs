@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
 use crate::nn::{
-    Attend, Attention, AttentionConfig, BlockConfig, LayerNorm, Linear, Mlp, MlpKind, NormPosition, PatchEmbed, QkvBias,
-    map_mean, map_tokens, pair_biases, way_count,
+    Attend, Attention, AttentionConfig, BlockConfig, LayerNorm, Linear, Mlp, MlpKind, NormPosition, PatchEmbed,
+    QkvBias, map_mean, map_tokens, pair_biases, way_count,
 };
 use crate::ops::{Activation, AttentionMask};
 use crate::weights::{Init, Params};
