@@ -1,4 +1,5 @@
-//! Text towers beyond what every golden folder is asked: BLIP's look at the image.
+//! Text towers beyond what every golden folder is asked: BLIP's look at the image, open_clip's Hugging Face towers, folders of
+//! sentence-transformers.
 
 mod common;
 
@@ -6,9 +7,9 @@ use std::sync::Arc;
 
 use common::Golden;
 use diptych::candle::Tensor;
-use diptych::towers::{CrossBert, TextTowerConfig};
+use diptych::towers::{Collect, CrossBert, TextTowerConfig};
 use diptych::weights::{Checkpoint, CheckpointSource, Folder, Params, Renames};
-use diptych::{Result, TextEncoder};
+use diptych::{ClipModel, Result, TextEncoder};
 
 /// BLIP's names, those of the cross-attention too.
 const NAMES: [(&str, &str); 15] = [
@@ -64,6 +65,29 @@ fn image_tokens_of_another_width_or_number_are_refused() -> Result<()> {
     for wrong in [image.narrow(0, 0, 2)?, image.narrow(2, 0, 20)?, image.get(0)?] {
         let error = tower.forward(&golden.tokens(), &wrong).expect_err("wrong shape").to_string();
         assert!(error.contains("image_tokens") && error.contains("(3, P, 24)"), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn hugging_face_towers_in_open_clip_give_its_numbers() -> Result<()> {
+    for name in ["roberta", "xlmr", "mt5", "nllb"] {
+        let golden = Golden::named(&format!("open_clip_hf_{name}"));
+        let model = ClipModel::from_pretrained(golden.dir())?;
+        let text = model.text_encoder().forward(&golden.tokens(), Collect::HiddenStates)?;
+        golden.check("text.last_hidden_state", &text.last_hidden_state);
+        golden.check("text.pooled", &text.pooled);
+        for (i, state) in text.hidden_states.iter().enumerate() {
+            golden.check(&format!("text.hidden_states.{i}"), state);
+        }
+        let output = model.forward(golden.pixels(), &golden.tokens())?;
+        golden.check("text_features", &output.text_features);
+        golden.check("image_features", &output.image_features);
+        golden.check("logits_per_image", &output.logits_per_image);
+        let gradients = output.logits_per_image.sqr()?.sum_all()?.backward()?;
+        for (name, parameter) in model.parameters().iter().filter(|(name, _)| name.starts_with("text")) {
+            assert!(gradients.get(parameter).is_some(), "{name} got no gradient");
+        }
     }
     Ok(())
 }

@@ -12,24 +12,26 @@ mod diptych;
 mod distilbert;
 mod hf_clip;
 mod m2m100;
+mod modernbert;
 mod mpnet;
 mod open_clip;
+mod save;
+mod sentence_transformers;
 mod t5;
 mod timm;
 mod vision_text;
 mod vit;
 
 pub use config::Config;
+pub use save::ModelLayout;
+pub(crate) use save::{Outgoing, save_clip, save_clip_in};
+pub(crate) use sentence_transformers::SentenceTransformer;
 
 use std::collections::BTreeMap;
-use std::path::Path;
-
-use candle_core::DType;
-use serde_json::Value;
 
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::{ImageProcessorConfig, ProcessorClass};
-use crate::model::{ClipConfig, ClipModel};
+use crate::model::ClipConfig;
 use crate::text::{PadId, TokenRules};
 use crate::weights::Renames;
 use crate::{Error, Result};
@@ -200,6 +202,7 @@ impl Default for Families {
             Box::new(bert::Bert),
             Box::new(distilbert::DistilBert),
             Box::new(mpnet::MpNet),
+            Box::new(modernbert::ModernBert),
             Box::new(altclip_text::AltClipText),
             Box::new(blip_text::BlipText),
             Box::new(t5::T5),
@@ -237,31 +240,4 @@ impl Families {
         })?;
         family.plan(self, source)
     }
-}
-
-/// Writes a model in the layout it came in, else in the first that can express it.
-pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Result<()> {
-    // transformers refuses other input sizes than the configuration's, to which we interpolate.
-    let input = model.image_encoder().processor().config().output_size();
-    let side = model.config().image.tower.image_size();
-    let fits = input.is_none_or(|size| (size.height as usize, size.width as usize) == (side, side));
-    if let Some(origin) = model.origin().filter(|_| fits) {
-        let mut config = origin.config.clone();
-        for key in ["dtype", "torch_dtype"] {
-            if let Some(named @ Value::String(_)) = config.get_mut(key) {
-                *named = Value::from(match dtype {
-                    DType::F16 => "float16",
-                    DType::BF16 => "bfloat16",
-                    _ => "float32",
-                });
-            }
-        }
-        return crate::loader::save_folder(model, &config, &origin.stored, folder, dtype);
-    }
-    let hugging_face = hf_clip::to_hugging_face(model.config(), model.text_encoder().tokenizer().pad_id());
-    let config: Value = match hugging_face.filter(|_| fits) {
-        Some(config) => config,
-        None => diptych::to_config(model.config(), model.text_encoder().tokenizer())?,
-    };
-    crate::loader::save_folder(model, &config, &BTreeMap::new(), folder, dtype)
 }

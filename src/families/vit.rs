@@ -7,7 +7,8 @@ use crate::image::ProcessorClass;
 use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
 use crate::ops::Activation;
 use crate::towers::{
-    ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens, VitConfig,
+    ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens,
+    VitConfig,
 };
 use crate::weights::Renames;
 

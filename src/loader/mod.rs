@@ -9,7 +9,9 @@ use serde_json::Value;
 
 use crate::Inspection;
 use crate::encoder::{ImageEncoder, TextEncoder};
-use crate::families::{ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, ProcessorPlan, Role, TextPlan};
+use crate::families::{
+    ClipPlan, Config, Families, FamilySource, ImagePlan, Outgoing, Plan, ProcessorPlan, Role, SentenceTransformer, TextPlan,
+};
 use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig};
 use crate::model::{ClipConfig, ClipModel, Origin};
 use crate::text::TextTokenizer;
@@ -226,6 +228,8 @@ impl Loader {
 
     fn open(&self, id_or_dir: &str) -> Result<(Plan, Files)> {
         let folder = weights::resolve(id_or_dir, &self.hub)?;
+        let sentences = SentenceTransformer::of(&folder)?;
+        let folder = sentences.as_ref().map_or(Ok(folder), |sentences| Folder::open(&sentences.transformer))?;
         let (config, layout) = self.configuration(&folder)?;
         // The hub was asked for the layout that the files suggest, before it was known that no family reads it.
         let folder = match layout == folder.layout()? {
@@ -242,7 +246,10 @@ impl Loader {
         };
         let shapes = checkpoint.as_ref().map(shape);
         let tensors = shapes.as_ref().map(|shapes| shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect());
-        let plan = self.families.plan(&FamilySource { config: config.clone(), tensors, role: Role::Alone })?;
+        let mut plan = self.families.plan(&FamilySource { config: config.clone(), tensors, role: Role::Alone })?;
+        if let Some(sentences) = sentences {
+            sentences.apply(&mut plan);
+        }
         let config_file = config.path().to_path_buf();
         Ok((plan, Files { folder, config: config.to_value(), config_file, checkpoint }))
     }
@@ -389,26 +396,19 @@ impl ParamSource for Branches {
     }
 }
 
-/// Writes a model's folder under `config`, complete or not at all. `stored` says how the file is to hold what it does not hold
-/// under our own names.
-pub(crate) fn save_folder(
-    model: &ClipModel,
-    config: &Value,
-    stored: &BTreeMap<String, Stored>,
-    folder: &Path,
-    dtype: DType,
-) -> Result<()> {
+/// Writes a model's folder, complete or not at all.
+pub(crate) fn save_folder(model: &ClipModel, outgoing: &Outgoing, folder: &Path, dtype: DType) -> Result<()> {
+    let Outgoing { layout, config, stored } = outgoing;
     weights::save_folder(folder, |target| {
-        write_json(&target.join("config.json"), config)?;
-        let processor = model.image_encoder().processor().config().to_hugging_face()?;
-        write_json(&target.join("preprocessor_config.json"), &processor)?;
+        write_json(&target.join(layout.config_file()), config)?;
+        if *layout == Layout::HuggingFace {
+            let processor = model.image_encoder().processor().config().to_hugging_face()?;
+            write_json(&target.join("preprocessor_config.json"), &processor)?;
+        }
         model.text_encoder().tokenizer().save(target)?;
         let tensors = weights::as_stored(&model.parameters(), stored, dtype)?;
-        weights::save_safetensors(
-            target.join("model.safetensors"),
-            tensors.iter().map(|(n, t)| (n.as_str(), t.clone())),
-            &[],
-        )
+        let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()));
+        weights::save_safetensors(target.join(layout.weights_file()), tensors, &[])
     })
 }
 

@@ -3,6 +3,7 @@
 mod bert;
 mod bert_cross;
 mod m2m100;
+mod modernbert;
 mod pooling;
 mod relative;
 mod t5;
@@ -12,6 +13,7 @@ mod vit;
 pub use bert::{BertConfig, BertHead, Positions};
 pub use bert_cross::CrossBert;
 pub use m2m100::M2m100Config;
+pub use modernbert::{BiasedLayers, ModernBertConfig, Sight};
 pub use relative::RelativePositions;
 pub use t5::T5Config;
 mod convnext;
@@ -221,6 +223,8 @@ impl ImageTowerConfig {
 pub enum TextTowerConfig {
     /// BERT, RoBERTa, XLM-RoBERTa, DistilBERT, MPNet.
     Bert(BertConfig),
+    /// ModernBERT.
+    ModernBert(ModernBertConfig),
     /// The encoder half of T5 and mT5.
     T5(T5Config),
     /// The encoder half of M2M100 and NLLB.
@@ -237,6 +241,7 @@ impl TextTowerConfig {
     pub fn build(&self, params: &Params, pooling: TextPooling) -> Result<Box<dyn TextTower>> {
         match self {
             Self::Bert(config) => Ok(Box::new(bert::Bert::new(params, config, pooling)?)),
+            Self::ModernBert(config) => Ok(Box::new(modernbert::ModernBert::new(params, config, pooling)?)),
             Self::T5(config) => Ok(Box::new(t5::T5::new(params, config, pooling)?)),
             Self::M2m100(config) => Ok(Box::new(m2m100::M2m100::new(params, config, pooling)?)),
             Self::TextTransformer(config) => {
@@ -250,6 +255,7 @@ impl TextTowerConfig {
     pub fn pooled_size(&self) -> usize {
         match self {
             Self::Bert(config) => config.output_size(),
+            Self::ModernBert(config) => config.hidden_size,
             Self::T5(config) => config.hidden_size,
             Self::M2m100(config) => config.hidden_size,
             Self::TextTransformer(config) => config.head_size.unwrap_or(config.hidden_size),
@@ -261,6 +267,7 @@ impl TextTowerConfig {
     pub fn vocab_size(&self) -> usize {
         match self {
             Self::Bert(config) => config.vocab_size,
+            Self::ModernBert(config) => config.vocab_size,
             Self::T5(config) => config.vocab_size,
             Self::M2m100(config) => config.vocab_size,
             Self::TextTransformer(config) => config.vocab_size,
@@ -271,7 +278,7 @@ impl TextTowerConfig {
     #[must_use]
     pub fn reads_padding(&self, pooling: TextPooling) -> bool {
         match self {
-            Self::Bert(_) | Self::T5(_) | Self::M2m100(_) => false,
+            Self::Bert(_) | Self::ModernBert(_) | Self::T5(_) | Self::M2m100(_) => false,
             Self::TextTransformer(config) => {
                 config.attention == TextAttention::Full || config.has_class_token() || pooling == TextPooling::Last
             }
@@ -283,6 +290,7 @@ impl TextTowerConfig {
     pub fn context_length(&self) -> usize {
         match self {
             Self::Bert(config) => config.context_length(),
+            Self::ModernBert(config) => config.max_position_embeddings,
             Self::T5(config) => config.context_length,
             Self::M2m100(config) => config.max_position_embeddings,
             Self::TextTransformer(config) => config.context_length,

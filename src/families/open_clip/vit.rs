@@ -7,8 +7,9 @@ use super::part::{ImagePart, PartSource, Projection, unsupported};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
 use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
-use crate::towers::{PatchStem, 
-    ImagePooling, ImageTowerConfig, OutputNorm, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow, VitConfig,
+use crate::towers::{
+    ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow,
+    VitConfig,
 };
 
 /// What `vision_cfg` may say: the fields of `CLIPVisionCfg` (`model.py`).

@@ -22,8 +22,7 @@ use sizes::Sizes;
 pub(super) type Maker = fn(&TimmSource<'_>) -> Result<Option<TimmTower>>;
 
 /// The architectures there are.
-pub(super) const MAKERS: [Maker; 5] =
-    [vit::tower, eva::tower, vitamin::tower, convnext::tower, fastvit::tower];
+pub(super) const MAKERS: [Maker; 5] = [vit::tower, eva::tower, vitamin::tower, convnext::tower, fastvit::tower];
 
 /// One size of a tensor in the files, else what the name stands for.
 fn size(timm: &TimmSource<'_>, tensor: &str, axis: usize, named: usize) -> usize {
