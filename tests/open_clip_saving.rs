@@ -131,7 +131,7 @@ fn what_transformers_has_words_for_goes_there_and_the_rest_is_refused() {
         let place = place(&format!("{}.hugging_face", golden.name));
         let saved = load(&golden.path).save_pretrained_in(&place.path, ModelLayout::HuggingFace);
         match name {
-            "plain" | "quickgelu" | "f16" | "sin_cos" => {
+            "plain" | "quickgelu" | "f16" | "sin_cos" | "oc_timm_siglip" | "oc_timm_siglip2" => {
                 saved.expect(name);
                 check_features(&golden, &load(&place.path));
             }

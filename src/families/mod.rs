@@ -3,20 +3,26 @@
 //!
 //! [`Families`] is a value, not a global: add a family of your own to it and hand it to a [`Loader`](crate::Loader).
 
+mod altclip;
 mod altclip_text;
 mod bert;
+mod blip;
 mod blip_text;
+mod chinese_clip;
+mod clipseg;
 mod config;
 mod dinov2;
 mod diptych;
 mod distilbert;
 mod hf_clip;
 mod m2m100;
+mod metaclip_2;
 mod modernbert;
 mod mpnet;
 mod open_clip;
 mod save;
 mod sentence_transformers;
+mod siglip;
 mod t5;
 mod timm;
 mod vision_text;
@@ -155,6 +161,9 @@ pub struct ClipPlan {
 pub enum ProcessorPlan {
     /// From the folder's `preprocessor_config.json`; of this class where it names none.
     Folder(ProcessorClass),
+    /// From the folder's `preprocessor_config.json`, which makes patches of images in their own proportions; the tower is
+    /// [`ImageTowerConfig::Naflex`](crate::towers::ImageTowerConfig::Naflex).
+    Naflex,
     /// From the model's own configuration.
     Given(Box<ImageProcessorConfig>),
 }
@@ -197,6 +206,12 @@ impl Default for Families {
         Self(vec![
             Box::new(diptych::Diptych),
             Box::new(hf_clip::HfClip),
+            Box::new(siglip::Siglip),
+            Box::new(chinese_clip::ChineseClip),
+            Box::new(altclip::AltClip),
+            Box::new(metaclip_2::MetaClip2),
+            Box::new(clipseg::ClipSeg),
+            Box::new(blip::Blip),
             Box::new(vision_text::VisionText),
             Box::new(open_clip::OpenClip),
             Box::new(bert::Bert),

@@ -6,9 +6,10 @@ use std::path::Path;
 use candle_core::DType;
 use serde_json::Value;
 
-use super::{diptych, hf_clip, open_clip};
+use super::{diptych, hf_clip, open_clip, siglip};
 use crate::model::{ClipConfig, ClipModel};
 use crate::ops::Activation;
+use crate::project::ProjectionKind;
 use crate::towers::{ImageTowerConfig, PooledToken, TextAttention, TextPooling, TextTowerConfig};
 use crate::weights::{Layout, Stored, View};
 use crate::{Error, Result};
@@ -91,9 +92,38 @@ fn as_loaded(model: &ClipModel) -> Option<Outgoing> {
 }
 
 fn hugging_face(model: &ClipModel) -> Option<Outgoing> {
-    let config = hf_clip::to_hugging_face(model.config(), model.text_encoder().tokenizer().pad_id())?;
-    let outgoing = Outgoing { layout: Layout::HuggingFace, config, stored: squeezed(model) };
-    fits_input(model).then_some(outgoing)
+    let pad_id = model.text_encoder().tokenizer().pad_id();
+    let mut stored = squeezed(model);
+    let config = hf_clip::to_hugging_face(model.config(), pad_id)
+        .or_else(|| siglip::to_hugging_face(model.config(), pad_id))
+        .or_else(|| {
+            let (config, names) = with_text_head(model)?;
+            stored.extend(names);
+            siglip::to_hugging_face(&config, pad_id)
+        })?;
+    fits_input(model).then_some(Outgoing { layout: Layout::HuggingFace, config, stored })
+}
+
+/// A text projection with a bias behind the last token, as open_clip's SigLIP has it, said as the head of the text tower that
+/// transformers' SigLIP has; and the names of its parameters there.
+fn with_text_head(model: &ClipModel) -> Option<(ClipConfig, BTreeMap<String, Stored>)> {
+    let mut config = model.config().clone();
+    let projection = config.text_projection?;
+    let TextTowerConfig::TextTransformer(text) = &mut config.text.tower else { return None };
+    if projection.kind != ProjectionKind::LinearBias || config.projection.kind != ProjectionKind::Identity {
+        return None;
+    }
+    if text.head_size.replace(projection.embed_dim).is_some() {
+        return None;
+    }
+    config.text_projection = None;
+    let parameters = model.parameters();
+    let place = |end: &str| {
+        let shape = parameters.get(&format!("text_projection.{end}"))?.dims().to_vec();
+        let stored = Stored { name: format!("{}.head.{end}", ClipConfig::TEXT), shape, view: View::Whole };
+        Some((format!("text_projection.{end}"), stored))
+    };
+    Some((config, [place("weight")?, place("bias")?].into()))
 }
 
 fn own(model: &ClipModel) -> Result<Outgoing> {
@@ -105,7 +135,8 @@ fn own(model: &ClipModel) -> Result<Outgoing> {
 pub(super) fn fits_input(model: &ClipModel) -> bool {
     let input = model.image_encoder().processor().config().output_size();
     let side = model.config().image.tower.image_size();
-    input.is_none_or(|size| (size.height as usize, size.width as usize) == (side, side))
+    let naflex = model.image_encoder().naflex().is_some();
+    naflex || input.is_none_or(|size| (size.height as usize, size.width as usize) == (side, side))
 }
 
 /// Class tokens are rows here and vectors there.

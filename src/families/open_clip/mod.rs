@@ -104,6 +104,7 @@ impl Family for OpenClip {
                 projection: image.projection.config,
                 text_projection,
                 logits: logits(source, &model),
+                matching: None,
             },
             text: text_renames.within(prefix),
             image: image.projection.leave_to_heads(image.renames)?.within("visual"),
