@@ -104,7 +104,8 @@ fn dual(args: &Args, model: &ClipModel, texts: &[String], out: &mut Tensors) -> 
         }
     }
     if let ([Some(images), Some(texts)], true) = (&embeds, args.raw) {
-        let logits = images.matmul(&texts.transpose(0, D::Minus1)?)?.affine(model.logit_scale()?, model.logit_bias()?)?;
+        let logits =
+            images.matmul(&texts.transpose(0, D::Minus1)?)?.affine(model.logit_scale()?, model.logit_bias()?)?;
         out.push(("logits_per_image", logits));
     }
     let names = ["image_embeds", "text_embeds"];

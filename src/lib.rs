@@ -23,6 +23,7 @@ pub mod zero_shot;
 mod embeddings;
 mod loader;
 mod logit_scale;
+mod matching;
 mod model;
 mod project;
 
@@ -32,6 +33,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use inspect::Inspection;
 pub use loader::{Loaded, Loader};
 pub use logit_scale::{LogitConfig, LogitScale};
+pub use matching::MatchingConfig;
 pub use model::{ClipConfig, ClipModel, ClipOutput};
 pub use project::{InputNorm, LinearProject, MlpBias, ProjectionConfig, ProjectionKind};
 

@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::encoder::{Built, ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig};
-use crate::image::{ImageInput, ImageProcessor};
+use crate::image::{ImageInput, ImageProcessor, NaflexProcessor};
 use crate::loader::Loader;
 use crate::logit_scale::{LogitConfig, LogitScale};
+use crate::matching::MatchingConfig;
 use crate::project::{LinearProject, ProjectionConfig};
 use crate::text::{TextTokenizer, TokenBatch};
 use crate::weights::{Parameters, Params, RandomSource, Stored};
@@ -34,6 +35,9 @@ pub struct ClipConfig {
     /// What lies between cosines and logits.
     #[serde(default)]
     pub logits: LogitConfig,
+    /// The head that judges pairs, where the checkpoint has one (BLIP).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matching: Option<MatchingConfig>,
 }
 
 impl ClipConfig {
@@ -41,12 +45,17 @@ impl ClipConfig {
     pub(crate) const TEXT: &str = "text_model";
     /// Where the image tower's parameters live among the model's.
     pub(crate) const IMAGE: &str = "vision_model";
+    /// Where the parameters of the matching head live among the model's.
+    pub(crate) const MATCHING: &str = "matching";
 
     /// Asks `params` for every parameter of the model, so that all problems are known before the first is reported.
     pub(crate) fn collect(&self, params: &Params) -> Result<()> {
         self.text.build(&params.pp(Self::TEXT))?;
         self.image.build(&params.pp(Self::IMAGE))?;
         self.build_heads(params)?;
+        if let Some(matching) = &self.matching {
+            matching.build(&self.text, &params.pp(Self::TEXT), &params.pp(Self::MATCHING))?;
+        }
         Ok(())
     }
 
@@ -108,6 +117,8 @@ pub struct ClipModel {
     text: TextEncoder,
     image: ImageEncoder,
     heads: Built<Heads>,
+    /// Frozen: embeddings and losses never read them.
+    matching: Parameters,
     origin: Option<Arc<Origin>>,
 }
 
@@ -160,6 +171,7 @@ impl ClipModel {
             projection,
             text_projection: None,
             logits: LogitConfig::Scale,
+            matching: None,
         };
         let dtype = |parameters: &Parameters| parameters.iter().next().map_or(DType::F32, |(_, tensor)| tensor.dtype());
         let (text_dtype, image_dtype) = (dtype(text.parameters()), dtype(image.parameters()));
@@ -174,7 +186,7 @@ impl ClipModel {
         let params = Params::new(RandomSource::new(seed, image_dtype, image.device()));
         config.build_heads(&params)?;
         let heads = Built::new(params.finish("projections")?, |params| config.build_heads(params))?;
-        Ok(Self { config, text, image, heads, origin: None })
+        Ok(Self { config, text, image, heads, matching: Parameters::default(), origin: None })
     }
 
     /// A model whose parameters come from `params`: from a candle `VarBuilder`, say, through
@@ -204,9 +216,11 @@ impl ClipModel {
         Ok(Self {
             text: TextEncoder::from_parameters(config.text.clone(), tokenizer, text, device)?,
             image: ImageEncoder::from_parameters(config.image.clone(), processor, image, device)?,
-            heads: Built::new(parameters.without(&[ClipConfig::TEXT, ClipConfig::IMAGE]), |params| {
-                config.build_heads(params)
-            })?,
+            heads: Built::new(
+                parameters.without(&[ClipConfig::TEXT, ClipConfig::IMAGE, ClipConfig::MATCHING]),
+                |params| config.build_heads(params),
+            )?,
+            matching: parameters.under(ClipConfig::MATCHING).detached(),
             config,
             origin: None,
         })
@@ -374,12 +388,22 @@ impl ClipModel {
         self.heads.tracked().logit_scale.clamp(lowest, largest)
     }
 
-    /// Every parameter by name; the names are those of Hugging Face's `CLIPModel`.
+    pub(crate) fn matching_parameters(&self) -> &Parameters {
+        &self.matching
+    }
+
+    pub(crate) fn with_naflex(self, naflex: NaflexProcessor) -> Result<Self> {
+        Ok(Self { image: self.image.with_naflex(naflex)?, ..self })
+    }
+
+    /// Every parameter by name; the names are those of Hugging Face's `CLIPModel`. Those of a matching head, under `matching.`,
+    /// are never trainable: embeddings do not read them.
     #[must_use]
     pub fn parameters(&self) -> Parameters {
         let mut all = self.heads.parameters().clone();
         all.extend(self.text.parameters().prefixed(ClipConfig::TEXT));
         all.extend(self.image.parameters().prefixed(ClipConfig::IMAGE));
+        all.extend(self.matching.prefixed(ClipConfig::MATCHING));
         all
     }
 

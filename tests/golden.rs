@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Golden, relative_error};
+use diptych::image::NaflexBatch;
 use diptych::towers::{Collect, TowerOutput};
 use diptych::{ClipModel, ImageEncoder, Loaded, Loader, TextEncoder};
 
@@ -26,8 +27,11 @@ fn check_text(golden: &Golden, encoder: &TextEncoder) {
 }
 
 fn check_image(golden: &Golden, encoder: &ImageEncoder) {
-    let output = encoder.forward(golden.pixels(), Collect::HiddenStates).expect(&golden.name);
+    let output = golden.image_output(encoder, Collect::HiddenStates);
     check_states(golden, "image", &output);
+    if golden.patches().is_some() {
+        return;
+    }
     golden.check("image.pooled", &encoder.pooled(golden.pixels()).expect(&golden.name));
     let detached = encoder.pooled_detached(golden.pixels()).expect(&golden.name);
     assert!(!detached.track_op(), "{}: a graph was kept", golden.name);
@@ -36,7 +40,7 @@ fn check_image(golden: &Golden, encoder: &ImageEncoder) {
 fn check_clip(golden: &Golden, model: &ClipModel) {
     check_text(golden, model.text_encoder());
     check_image(golden, model.image_encoder());
-    let output = model.forward(golden.pixels(), &golden.tokens()).expect(&golden.name);
+    let output = golden.clip_output(model);
     golden.check("image_features", &output.image_features);
     golden.check("text_features", &output.text_features);
     golden.check("image_embeds", &output.image_embeds);
@@ -57,11 +61,87 @@ fn every_golden_checkpoint_gives_the_numbers_of_the_reference() {
 
 #[test]
 fn half_of_a_dual_encoder_loads_alone() {
-    for name in ["clip", "vtde_vit_bert", "vtde_clip_v4", "vtde_dinov2_xlmr"] {
+    let names = [
+        "altclip",
+        "blip_itm",
+        "chinese_clip",
+        "clip",
+        "clipseg_decoder",
+        "siglip",
+        "siglip2_naflex",
+        "vtde_vit_bert",
+        "vtde_clip_v4",
+        "vtde_dinov2_xlmr",
+        "vtde_siglip_bert",
+    ];
+    for name in names {
         let golden = Golden::named(name);
         check_text(&golden, &TextEncoder::from_pretrained(golden.dir()).expect(name));
         check_image(&golden, &ImageEncoder::from_pretrained(golden.dir()).expect(name));
     }
+}
+
+#[test]
+fn naflex_images_are_the_same_in_any_batch() {
+    for golden in Golden::all() {
+        let (Some(batch), Ok(encoder)) = (golden.patches(), ImageEncoder::from_pretrained(golden.dir())) else {
+            continue;
+        };
+        let all = encoder.forward_patches(&batch, Collect::Last).expect(&golden.name).pooled;
+        for (i, &(rows, columns)) in batch.spatial_shapes.iter().enumerate() {
+            // Alone, without its padding.
+            let patches = batch.patches.narrow(0, i, 1).and_then(|t| t.narrow(1, 0, rows * columns)).expect("a row");
+            let mask = batch.mask.narrow(0, i, 1).and_then(|t| t.narrow(1, 0, rows * columns)).expect("a row");
+            let alone = NaflexBatch { patches, mask, spatial_shapes: vec![(rows, columns)] };
+            let alone = encoder.forward_patches(&alone, Collect::Last).expect(&golden.name).pooled;
+            let error = relative_error(&alone, &all.narrow(0, i, 1).expect("a row"));
+            assert!(error < 1e-5, "{}: image {i} alone differs by {error:.1e}", golden.name);
+        }
+        // The sample, through the processor, and its patches in the layout of pixels: the same embedding.
+        let naflex = encoder.naflex().expect("a NaFlex processor");
+        let found = naflex.batch(&[golden.path.join("sample.png").into()], encoder.device()).expect(&golden.name);
+        let error = relative_error(&found.patches, &golden.tensors["sample_patches"]);
+        assert!(error < 1e-6, "{}: patches differ by {error:.1e}", golden.name);
+        let pooled = encoder.forward_patches(&found, Collect::Last).expect(&golden.name).pooled;
+        let encoded = encoder.encode([golden.path.join("sample.png")]).expect(&golden.name);
+        assert!(relative_error(&encoded, &pooled) < 1e-6, "{}", golden.name);
+        let (rows, columns) = found.spatial_shapes[0];
+        let p = naflex.config().patch_size as usize;
+        let cut = found.patches.narrow(1, 0, rows * columns).expect("patches");
+        let pixels =
+            cut.reshape(&[1, rows, columns, p, p, 3][..]).and_then(|t| t.permute([0, 5, 1, 3, 2, 4].as_slice()));
+        let pixels = pixels.and_then(|t| t.contiguous()?.reshape((1, 3, rows * p, columns * p))).expect("pixels");
+        assert!(relative_error(&encoder.pooled(&pixels).expect(&golden.name), &pooled) < 1e-5, "{}", golden.name);
+    }
+}
+
+#[test]
+fn the_matching_head_gives_the_references_numbers_and_ranks_a_short_list() {
+    let golden = Golden::named("blip_itm");
+    let model = ClipModel::from_pretrained(golden.dir()).expect("BLIP");
+    let expected = &golden.tensors["match_logits"];
+    let image_tokens = golden.image_output(model.image_encoder(), Collect::Last).last_hidden_state;
+    let (texts, rows) = (golden.tokens(), image_tokens.dim(0).expect("images"));
+    for i in 0..rows {
+        let same = image_tokens.narrow(0, i, 1).and_then(|t| t.repeat((texts.batch(), 1, 1))).expect("tokens");
+        let logits = model.match_logits(&same, &texts).expect("logits");
+        let error = relative_error(&logits, &expected.get(i).expect("a row"));
+        assert!(error < 2e-5, "image {i}: {error:.1e}");
+    }
+    let photo = golden.path.join("sample.png");
+    let words: Vec<String> = (0..40).map(|i| format!("a photo of {i} dogs")).collect();
+    let scores = model.match_scores([photo.clone(), photo.clone()], &words).expect("scores");
+    assert_eq!((scores.len(), scores[0].len()), (2, 40));
+    assert_eq!(scores[0], scores[1]);
+    assert!(scores[0].iter().all(|p| (0.0..=1.0).contains(p)));
+    // In pieces or at once: padding and neighbours change nothing.
+    let alone = model.match_scores([photo.clone()], &words[39..]).expect("scores");
+    assert!((alone[0][0] - scores[0][39]).abs() < 1e-5, "{} {}", alone[0][0], scores[0][39]);
+    assert!(model.match_scores(Vec::<String>::new(), &words).is_err());
+    assert!(model.match_scores([photo.clone()], &[] as &[&str]).is_err());
+    let clip = ClipModel::from_pretrained(Golden::named("clip").dir()).expect("CLIP");
+    let message = clip.match_scores([photo], &["a cat"]).expect_err("no head").to_string();
+    assert!(message.contains("no matching head"), "{message}");
 }
 
 #[test]
@@ -102,7 +182,7 @@ fn a_batch_equals_its_rows_and_padding_changes_nothing() {
             Loaded::Text(encoder) => (Some(&**encoder), None),
             Loaded::Image(encoder) => (None, Some(&**encoder)),
         };
-        if let Some(encoder) = image {
+        if let Some(encoder) = image.filter(|_| golden.patches().is_none()) {
             let pixels = golden.pixels();
             let all = encoder.pooled(pixels).expect(&golden.name);
             for i in 0..pixels.dim(0).expect("a batch") {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Built;
 use crate::Result;
-use crate::image::{ImageInput, ImageProcessor};
+use crate::image::{ImageInput, ImageProcessor, NaflexBatch, NaflexProcessor};
 use crate::loader::Loader;
 use crate::towers::{Collect, ImagePooling, ImageTower, ImageTowerConfig, TowerOutput};
 use crate::weights::{Parameters, Params, RandomSource};
@@ -37,6 +37,7 @@ impl ImageEncoderConfig {
 pub struct ImageEncoder {
     config: ImageEncoderConfig,
     processor: ImageProcessor,
+    naflex: Option<NaflexProcessor>,
     tower: Built<dyn ImageTower>,
     device: Device,
     batch_size: usize,
@@ -88,7 +89,18 @@ impl ImageEncoder {
         device: &Device,
     ) -> Result<Self> {
         let tower = Built::new(parameters, |params| config.build(params))?;
-        Ok(Self { config, processor, tower, device: device.clone(), batch_size: 32 })
+        Ok(Self { config, processor, naflex: None, tower, device: device.clone(), batch_size: 32 })
+    }
+
+    /// The same encoder whose images keep their proportions: [`ImageEncoder::encode`] makes patches of them with `naflex`.
+    ///
+    /// # Errors
+    /// When the tower takes no patches.
+    pub fn with_naflex(self, naflex: NaflexProcessor) -> Result<Self> {
+        match self.config.tower {
+            ImageTowerConfig::Naflex(_) => Ok(Self { naflex: Some(naflex), ..self }),
+            _ => Err(crate::Error::argument("naflex", "the tower takes pixel_values (B,C,H,W), not patches")),
+        }
     }
 
     /// The same encoder with nothing to train.
@@ -121,6 +133,10 @@ impl ImageEncoder {
     /// # Errors
     /// When the size is zero.
     pub fn with_image_size(self, image_size: u32) -> Result<Self> {
+        if self.naflex.is_some() {
+            let message = "a NaFlex model has no image size; see NaflexProcessor::with_max_num_patches and with_naflex";
+            return Err(crate::Error::argument("image_size", message));
+        }
         let config = self.processor.config().with_image_size(image_size)?;
         let processor = ImageProcessor::new(config)?.with_decode_options(*self.processor.decode_options());
         Ok(Self { processor, ..self })
@@ -148,7 +164,13 @@ impl ImageEncoder {
     }
 
     fn encode_batch(&self, images: &[ImageInput]) -> Result<Tensor> {
-        self.pooled_detached(&self.processor.pixel_values(images, &self.device)?)
+        match &self.naflex {
+            Some(naflex) => {
+                let batch = naflex.batch(images, &self.device)?;
+                Ok(self.tower.detached().forward_patches(&batch, Collect::Last)?.pooled)
+            }
+            None => self.pooled_detached(&self.processor.pixel_values(images, &self.device)?),
+        }
     }
 
     /// Pooled outputs, with the graph of the trainable parameters.
@@ -181,6 +203,23 @@ impl ImageEncoder {
         self.tower.tracked().forward(pixel_values, collect)
     }
 
+    /// [`ImageEncoder::forward`] of images that keep their proportions, as [`ImageEncoder::naflex`] makes them; only NaFlex towers
+    /// take them.
+    ///
+    /// # Errors
+    /// When the tower is no NaFlex tower, or shapes do not fit.
+    pub fn forward_patches(&self, batch: &NaflexBatch, collect: Collect) -> Result<TowerOutput> {
+        self.tower.tracked().forward_patches(batch, collect)
+    }
+
+    /// [`ImageEncoder::forward`] without a graph.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward_detached(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput> {
+        self.tower.detached().forward(&pixel_values.detach(), collect)
+    }
+
     /// Every parameter by name; the names are those of Hugging Face's `CLIPVisionModel`.
     #[must_use]
     pub fn parameters(&self) -> &Parameters {
@@ -199,7 +238,21 @@ impl ImageEncoder {
         &self.config
     }
 
-    /// What turns files into pixel values.
+    /// What turns files into patches, where images keep their proportions.
+    #[must_use]
+    pub fn naflex(&self) -> Option<&NaflexProcessor> {
+        self.naflex.as_ref()
+    }
+
+    /// The `preprocessor_config.json` of this encoder.
+    pub(crate) fn preprocessor_config(&self) -> Result<serde_json::Value> {
+        match &self.naflex {
+            Some(naflex) => Ok(naflex.config().to_hugging_face()),
+            None => self.processor.config().to_hugging_face(),
+        }
+    }
+
+    /// What turns files into pixel values. A NaFlex tower takes pixel values too, of any size: with this processor, squares.
     #[must_use]
     pub fn processor(&self) -> &ImageProcessor {
         &self.processor

@@ -45,7 +45,8 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Loads a text tower from a folder or a hub id; of a dual encoder's folder, its text half.
+    /// Loads a text tower from a folder or a hub id; of a dual encoder's folder, its text half. A folder of sentence-transformers
+    /// keeps its pooling and its length: [`TextEncoder::encode`] gives its embedding before it is normalised.
     ///
     /// # Errors
     /// When the folder holds no text tower that this crate knows, or its tensors do not fit its configuration.

@@ -115,8 +115,13 @@ impl Config {
     /// Whether the class named under `architectures` ends like this.
     #[must_use]
     pub fn architecture_ends_with(&self, suffix: &str) -> bool {
-        let name = self.fields.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
-        name.is_some_and(|name| name.ends_with(suffix))
+        self.architecture().is_some_and(|name| name.ends_with(suffix))
+    }
+
+    /// The class named under `architectures`, the first of them.
+    #[must_use]
+    pub fn architecture(&self) -> Option<&str> {
+        self.fields.get("architectures")?.get(0)?.as_str()
     }
 
     /// A number of things, or `default` where the file says nothing.
@@ -135,11 +140,16 @@ impl Config {
         self.read(name, "a number")?.map_or(Ok(default), Ok)
     }
 
-    /// A token id, or `default`.
+    /// A token id, or `default`; a list that holds one id is that id.
     ///
     /// # Errors
     /// When it is no id.
     pub fn id(&self, name: &str, default: u32) -> Result<u32> {
+        if let Some(list @ Value::Array(ids)) = self.fields.get(name) {
+            let id =
+                ids.first().filter(|_| ids.len() == 1).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+            return id.ok_or_else(|| self.wrong(name, list, "one token id"));
+        }
         self.read(name, "a token id")?.map_or(Ok(default), Ok)
     }
 

@@ -1,18 +1,19 @@
-//! DINOv2 as transformers writes it (`modeling_dinov2.py`), with the names of its version 4 and 5.
+//! DINOv2 as transformers writes it (`modeling_dinov2.py`, `modeling_dinov2_with_registers.py`), with the names of its version 4
+//! and 5. With registers, positions are resized with antialiasing, without them they are not.
 
 use super::{Families, Family, FamilySource, ImagePlan, Plan, ProcessorPlan, vit};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
 use crate::image::ProcessorClass;
-use crate::nn::MlpKind;
+use crate::nn::{MlpKind, PositionResize};
 use crate::ops::Activation;
-use crate::towers::{ClassifierInput, ImageTowerConfig};
+use crate::towers::{ClassifierInput, ImageTowerConfig, PositionTable, PrefixTokens};
 use crate::weights::Renames;
 
-/// The family of `model_type` dinov2.
+/// The family of `model_type` dinov2, dinov2_with_registers.
 pub(super) struct Dinov2;
 
-const PREFIX: (&str, &str) = ("^dinov2", "");
+const PREFIXES: [(&str, &str); 2] = [("^dinov2", ""), ("^dinov2_with_registers", "")];
 
 const RULES: [(&str, &str); 6] = [
     ("norm1", "layer_norm1"),
@@ -25,7 +26,7 @@ const RULES: [(&str, &str); 6] = [
 
 impl Family for Dinov2 {
     fn model_types(&self) -> &[&str] {
-        &["dinov2"]
+        &["dinov2", "dinov2_with_registers"]
     }
 
     fn plan(&self, _: &Families, source: &FamilySource<'_>) -> Result<Plan> {
@@ -38,13 +39,18 @@ impl Family for Dinov2 {
         if swiglu {
             (tower.mlp, tower.hidden_act) = (MlpKind::Gated, Activation::Silu);
         }
+        if config.model_type()? == "dinov2_with_registers" {
+            tower.prefix_tokens = PrefixTokens::ClassAndRegisters(config.size("num_register_tokens", 4)?);
+            tower.positions = PositionTable::WithoutRegisters;
+            tower.position_resize = PositionResize::BicubicAntialias;
+        }
         tower.layer_scale = Some(config.number("layerscale_value", 1.0)? as f32);
         if vit::has_classifier(source) {
             tower.classifier = Some(ClassifierInput::ClsAndMean);
             tower.num_labels = config.label_count()?;
         }
         let pooling = vit::pooling(tower.classifier, None);
-        let rules: Vec<_> = [PREFIX].into_iter().chain(vit::SHARED).chain(RULES).collect();
+        let rules: Vec<_> = PREFIXES.into_iter().chain(vit::SHARED).chain(RULES).collect();
         let renames = Renames::new(&rules, &vit::EXTRAS)?.split("mlp.weights_in", &["mlp.gate", "mlp.fc1"])?;
         let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling };
         let processor = ProcessorPlan::Folder(ProcessorClass::Bit);

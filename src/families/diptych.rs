@@ -8,9 +8,11 @@ use super::{ClipPlan, Families, Family, FamilySource, Plan, ProcessorPlan, token
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::ProcessorClass;
 use crate::logit_scale::LogitConfig;
+use crate::matching::MatchingConfig;
 use crate::model::ClipConfig;
 use crate::project::ProjectionConfig;
 use crate::text::{TextTokenizer, TokenRules};
+use crate::towers::ImageTowerConfig;
 use crate::weights::Renames;
 use crate::{Error, Result};
 
@@ -33,6 +35,8 @@ struct File {
     text_projection: Option<ProjectionConfig>,
     #[serde(default)]
     logits: LogitConfig,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    matching: Option<MatchingConfig>,
 }
 
 impl Family for Diptych {
@@ -42,23 +46,27 @@ impl Family for Diptych {
 
     fn plan(&self, _: &Families, source: &FamilySource<'_>) -> Result<Plan> {
         let wrong = |error: serde_json::Error| Error::file(source.config.path(), error);
-        let File { pad_token_id, tokens, text, image, projection, text_projection, logits, .. } =
+        let File { pad_token_id, tokens, text, image, projection, text_projection, logits, matching, .. } =
             serde_json::from_value(source.config.to_value()).map_err(wrong)?;
         let tokens = tokens.unwrap_or_else(|| token_rules(text.tower.context_length(), pad_token_id));
+        let processor = match image.tower {
+            ImageTowerConfig::Naflex(_) => ProcessorPlan::Naflex,
+            _ => ProcessorPlan::Folder(ProcessorClass::Clip),
+        };
         Ok(Plan::Clip(Box::new(ClipPlan {
-            config: ClipConfig { text, image, projection, text_projection, logits },
+            config: ClipConfig { text, image, projection, text_projection, logits, matching },
             text: Renames::default().within(ClipConfig::TEXT),
             image: Renames::default().within(ClipConfig::IMAGE),
             heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
             tokens,
-            processor: ProcessorPlan::Folder(ProcessorClass::Clip),
+            processor,
         })))
     }
 }
 
 /// The `config.json` of this layout.
 pub(super) fn to_config(config: &ClipConfig, tokenizer: &TextTokenizer) -> Result<Value> {
-    let ClipConfig { text, image, projection, text_projection, logits } = config.clone();
+    let ClipConfig { text, image, projection, text_projection, logits, matching } = config.clone();
     let file = File {
         model_type: "diptych".to_string(),
         pad_token_id: tokenizer.pad_id(),
@@ -68,6 +76,7 @@ pub(super) fn to_config(config: &ClipConfig, tokenizer: &TextTokenizer) -> Resul
         projection,
         text_projection,
         logits,
+        matching,
     };
     serde_json::to_value(file).map_err(|error| Error::argument("config", error.to_string()))
 }

@@ -8,12 +8,11 @@ use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::ProcessorClass;
 use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
-use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
 use crate::ops::Activation;
 use crate::project::{InputNorm, ProjectionConfig, ProjectionKind};
 use crate::towers::{
-    ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, PooledToken, PositionTable, PrefixTokens, TextAttention, TextPooling,
-    TextTowerConfig, TextTransformerConfig, VitConfig,
+    ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, PooledToken, TextAttention, TextPooling, TextTowerConfig,
+    TextTransformerConfig, VitConfig,
 };
 use crate::weights::Renames;
 use crate::{Error, Result};
@@ -34,24 +33,16 @@ impl Family for HfClip {
 
     fn plan(&self, _: &Families, source: &FamilySource<'_>) -> Result<Plan> {
         let config = &source.config;
+        refuse_classifier(config)?;
         match config.model_type()?.as_str() {
-            "clip_text_model" => Ok(Plan::Text(Box::new(text(config)?))),
-            "clip_vision_model" => Ok(Plan::Image(Box::new(image(config)?))),
+            "clip_text_model" => Ok(Plan::Text(Box::new(text(config, EndOfText::AsClip)?))),
+            "clip_vision_model" => Ok(Plan::Image(Box::new(image(config, ProcessorClass::Clip)?))),
             // Half a model saved under the whole model's configuration.
             _ if config.architecture_ends_with("TextModel") => {
-                Ok(Plan::Text(Box::new(text(&config.part("text_config")?)?)))
+                Ok(Plan::Text(Box::new(text(&config.part("text_config")?, EndOfText::AsClip)?)))
             }
             _ if config.architecture_ends_with("VisionModel") => {
-                Ok(Plan::Image(Box::new(image(&config.part("vision_config")?)?)))
-            }
-            _ if config.architecture_ends_with("ForImageClassification") => {
-                let context = config.path().display().to_string();
-                Err(Error::unsupported(
-                    context,
-                    "architecture",
-                    "CLIPForImageClassification",
-                    "CLIPModel and its halves",
-                ))
+                Ok(Plan::Image(Box::new(image(&config.part("vision_config")?, ProcessorClass::Clip)?)))
             }
             _ => clip(config),
         }
@@ -59,8 +50,24 @@ impl Family for HfClip {
 }
 
 fn clip(config: &Config) -> Result<Plan> {
-    let (text, image) = (text(&config.part("text_config")?)?, image(&config.part("vision_config")?)?);
-    let embed_dim = config.size("projection_dim", 512)?;
+    let text = text(&config.part("text_config")?, EndOfText::AsClip)?;
+    let image = image(&config.part("vision_config")?, ProcessorClass::Clip)?;
+    dual(text, image, config.size("projection_dim", 512)?)
+}
+
+/// An image classifier under one of CLIP's configurations embeds nothing into a shared space.
+pub(super) fn refuse_classifier(config: &Config) -> Result<()> {
+    if !config.architecture_ends_with("ForImageClassification") {
+        return Ok(());
+    }
+    let found = config.architecture().unwrap_or_default();
+    let base = found.trim_end_matches("ForImageClassification");
+    let supported = format!("{base}Model and its halves");
+    Err(Error::unsupported(config.path().display().to_string(), "architecture", found, supported))
+}
+
+/// Two towers below `text_model` and `vision_model`, two bias-free projections, and a scale.
+pub(super) fn dual(text: TextPlan, image: ImagePlan, embed_dim: usize) -> Result<Plan> {
     Ok(Plan::Clip(Box::new(ClipPlan {
         config: ClipConfig {
             text: text.config,
@@ -68,6 +75,7 @@ fn clip(config: &Config) -> Result<Plan> {
             projection: ProjectionConfig::linear(embed_dim),
             text_projection: None,
             logits: LogitConfig::Scale,
+            matching: None,
         },
         text: text.renames.within(ClipConfig::TEXT),
         image: image.renames.within(ClipConfig::IMAGE),
@@ -77,7 +85,16 @@ fn clip(config: &Config) -> Result<Plan> {
     })))
 }
 
-fn text(config: &Config) -> Result<TextPlan> {
+/// Which token `eos_token_id` means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EndOfText {
+    /// The first with that id, except that 2 means the first largest id (`modeling_clip.py`).
+    AsClip,
+    /// The first with that id.
+    FirstId,
+}
+
+pub(super) fn text(config: &Config, end: EndOfText) -> Result<TextPlan> {
     let eos = config.id("eos_token_id", 49407)?;
     let tower = TextTransformerConfig {
         vocab_size: config.size("vocab_size", 49408)?,
@@ -88,7 +105,10 @@ fn text(config: &Config) -> Result<TextPlan> {
         hidden_act: config.activation("hidden_act", Activation::QuickGelu)?,
         layer_norm_eps: config.number("layer_norm_eps", 1e-5)?,
         context_length: config.size("max_position_embeddings", 77)?,
-        pooled_token: if eos == OLD_EOS { PooledToken::FirstLargest } else { PooledToken::FirstId(eos) },
+        pooled_token: match end {
+            EndOfText::AsClip if eos == OLD_EOS => PooledToken::FirstLargest,
+            EndOfText::AsClip | EndOfText::FirstId => PooledToken::FirstId(eos),
+        },
         attention: TextAttention::CausalWithoutPadding,
         layer_scale: None,
         extras: Vec::new(),
@@ -101,7 +121,7 @@ fn text(config: &Config) -> Result<TextPlan> {
     Ok(TextPlan { config: config_, renames, tokens })
 }
 
-fn image(config: &Config) -> Result<ImagePlan> {
+pub(super) fn image(config: &Config, processor: ProcessorClass) -> Result<ImagePlan> {
     let tower = VitConfig {
         hidden_size: config.size("hidden_size", 768)?,
         num_hidden_layers: config.size("num_hidden_layers", 12)?,
@@ -114,26 +134,13 @@ fn image(config: &Config) -> Result<ImagePlan> {
         num_channels: config.size("num_channels", 3)?,
         patch_bias: false,
         stem: PatchStem::Patches,
-        qkv_bias: QkvBias::All,
-        norm: NormPosition::Pre,
-        extras: Vec::new(),
-        prefix_tokens: PrefixTokens::Class,
-        positions: PositionTable::All,
-        position_resize: PositionResize::Bicubic,
         norm_embeddings: true,
         output_norm: OutputNorm::Pooled,
-        layer_scale: None,
-        mlp: MlpKind::Plain,
-        pooler: None,
-        map_head: None,
-        query_pool: None,
-        classifier: None,
-        rope: None,
-        num_labels: 0,
         initializer_range: config.number("initializer_range", 0.02)?,
+        ..VitConfig::default()
     };
     let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling: ImagePooling::Cls };
-    let processor = ProcessorPlan::Folder(ProcessorClass::Clip);
+    let processor = ProcessorPlan::Folder(processor);
     Ok(ImagePlan { config, renames: Renames::new(&[("^vision_model", "")], &EXTRAS)?, processor })
 }
 

@@ -10,9 +10,7 @@ use crate::weights::Renames;
 /// The family of `model_type` m2m_100.
 pub(super) struct M2m100;
 
-const RULES: [(&str, &str); 9] = [
-    ("^model", ""),
-    ("^encoder", ""),
+const RULES: [(&str, &str); 7] = [
     ("^embed_tokens", "embeddings.word_embeddings"),
     ("^layers", "encoder.layers"),
     ("self_attn_layer_norm", "layer_norm1"),
@@ -22,12 +20,14 @@ const RULES: [(&str, &str); 9] = [
     ("^layer_norm", "final_layer_norm"),
 ];
 
-/// From the names of an encoder (or of a whole model, whose decoder goes unused) to ours. `shared` is whether the files call
-/// the word table so; the encoder's own name for it is a copy then.
-pub(super) fn renames(shared: bool) -> Result<Renames> {
+/// From the names of an encoder (or of a whole model, whose decoder goes unused) to ours, once `prefixes` are gone. `shared` is
+/// whether the files call the word table so; the encoder's own name for it is a copy then.
+pub(super) fn renames(prefixes: &[&'static str], shared: bool) -> Result<Renames> {
+    let rules: Vec<_> = prefixes.iter().map(|prefix| (*prefix, "")).chain(RULES).collect();
     // The sinusoids are computed; older files carry them all the same.
-    let renames = Renames::new(&RULES, &["decoder.*", "model.decoder.*", "lm_head.*", "*embed_positions.weights"])?;
+    let renames = Renames::new(&rules, &["decoder.*", "model.decoder.*", "lm_head.*", "*embed_positions.weights"])?;
     match shared {
+        // The whole model's word table stands below `model.` in files with a head.
         true => renames.rule("^shared", "embeddings.word_embeddings")?.ignore("*embed_tokens.weight"),
         false => Ok(renames),
     }
@@ -63,6 +63,6 @@ impl Family for M2m100 {
         let tokens = token_rules(tower.max_position_embeddings, pad_token_id);
         let config = TextEncoderConfig { tower: TextTowerConfig::M2m100(tower), pooling };
         let shared = source.has("shared.weight");
-        Ok(Plan::Text(Box::new(TextPlan { config, renames: renames(shared)?, tokens })))
+        Ok(Plan::Text(Box::new(TextPlan { config, renames: renames(&["^model", "^encoder"], shared)?, tokens })))
     }
 }

@@ -3,23 +3,32 @@
 //!
 //! [`Families`] is a value, not a global: add a family of your own to it and hand it to a [`Loader`](crate::Loader).
 
+mod altclip;
 mod altclip_text;
 mod bert;
+mod blip;
 mod blip_text;
+mod chinese_clip;
+mod clipseg;
 mod config;
 mod dinov2;
 mod diptych;
 mod distilbert;
 mod hf_clip;
 mod m2m100;
+mod metaclip_2;
+mod modernbert;
 mod mpnet;
 mod open_clip;
+mod sentence_transformers;
+mod siglip;
 mod t5;
 mod timm;
 mod vision_text;
 mod vit;
 
 pub use config::Config;
+pub(crate) use sentence_transformers::SentenceTransformer;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -153,6 +162,9 @@ pub struct ClipPlan {
 pub enum ProcessorPlan {
     /// From the folder's `preprocessor_config.json`; of this class where it names none.
     Folder(ProcessorClass),
+    /// From the folder's `preprocessor_config.json`, which makes patches of images in their own proportions; the tower is
+    /// [`ImageTowerConfig::Naflex`](crate::towers::ImageTowerConfig::Naflex).
+    Naflex,
     /// From the model's own configuration.
     Given(Box<ImageProcessorConfig>),
 }
@@ -195,11 +207,18 @@ impl Default for Families {
         Self(vec![
             Box::new(diptych::Diptych),
             Box::new(hf_clip::HfClip),
+            Box::new(siglip::Siglip),
+            Box::new(chinese_clip::ChineseClip),
+            Box::new(altclip::AltClip),
+            Box::new(metaclip_2::MetaClip2),
+            Box::new(clipseg::ClipSeg),
+            Box::new(blip::Blip),
             Box::new(vision_text::VisionText),
             Box::new(open_clip::OpenClip),
             Box::new(bert::Bert),
             Box::new(distilbert::DistilBert),
             Box::new(mpnet::MpNet),
+            Box::new(modernbert::ModernBert),
             Box::new(altclip_text::AltClipText),
             Box::new(blip_text::BlipText),
             Box::new(t5::T5),
@@ -244,7 +263,8 @@ pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Resul
     // transformers refuses other input sizes than the configuration's, to which we interpolate.
     let input = model.image_encoder().processor().config().output_size();
     let side = model.config().image.tower.image_size();
-    let fits = input.is_none_or(|size| (size.height as usize, size.width as usize) == (side, side));
+    let naflex = model.image_encoder().naflex().is_some();
+    let fits = naflex || input.is_none_or(|size| (size.height as usize, size.width as usize) == (side, side));
     if let Some(origin) = model.origin().filter(|_| fits) {
         let mut config = origin.config.clone();
         for key in ["dtype", "torch_dtype"] {
@@ -258,7 +278,9 @@ pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Resul
         }
         return crate::loader::save_folder(model, &config, &origin.stored, folder, dtype);
     }
-    let hugging_face = hf_clip::to_hugging_face(model.config(), model.text_encoder().tokenizer().pad_id());
+    let (model_config, pad_id) = (model.config(), model.text_encoder().tokenizer().pad_id());
+    let hugging_face = hf_clip::to_hugging_face(model_config, pad_id);
+    let hugging_face = hugging_face.or_else(|| siglip::to_hugging_face(model_config, pad_id));
     let config: Value = match hugging_face.filter(|_| fits) {
         Some(config) => config,
         None => diptych::to_config(model.config(), model.text_encoder().tokenizer())?,

@@ -10,8 +10,7 @@ use crate::{Error, Result};
 /// The family of `model_type` t5, mt5.
 pub(super) struct T5;
 
-const RULES: [(&str, &str); 13] = [
-    ("^encoder", ""),
+const RULES: [(&str, &str); 12] = [
     ("^embed_tokens", "embeddings.word_embeddings"),
     // The first block's table serves all of them.
     ("^block.0.layer.0.SelfAttention.relative_attention_bias", "encoder.relative_attention_bias"),
@@ -27,10 +26,11 @@ const RULES: [(&str, &str); 13] = [
     ("layer.1.layer_norm", "layer_norm2"),
 ];
 
-/// From the names of an encoder (or of a whole model, whose decoder goes unused) to ours. `shared` is whether the files call
-/// the word table so; the encoder's own name for it is a copy then.
-pub(super) fn renames(shared: bool) -> Result<Renames> {
-    let renames = Renames::new(&RULES, &["decoder.*", "lm_head.*"])?;
+/// From the names of an encoder (or of a whole model, whose decoder goes unused) to ours, once `prefixes` are gone. `shared` is
+/// whether the files call the word table so; the encoder's own name for it is a copy then.
+pub(super) fn renames(prefixes: &[&'static str], shared: bool) -> Result<Renames> {
+    let rules: Vec<_> = prefixes.iter().map(|prefix| (*prefix, "")).chain(RULES).collect();
+    let renames = Renames::new(&rules, &["decoder.*", "lm_head.*"])?;
     match shared {
         true => renames.rule("^shared", "embeddings.word_embeddings")?.ignore("*embed_tokens.weight"),
         false => Ok(renames),
@@ -76,6 +76,6 @@ impl Family for T5 {
         let tokens = token_rules(tower.context_length, config.id("pad_token_id", 0)?);
         let config = TextEncoderConfig { tower: TextTowerConfig::T5(tower), pooling };
         let shared = source.tensors.as_ref().is_some_and(|tensors| tensors.contains_key("shared.weight"));
-        Ok(Plan::Text(Box::new(TextPlan { config, renames: renames(shared)?, tokens })))
+        Ok(Plan::Text(Box::new(TextPlan { config, renames: renames(&["^encoder"], shared)?, tokens })))
     }
 }

@@ -32,6 +32,7 @@ impl Family for VisionText {
                 projection: ProjectionConfig::linear(embed_dim),
                 text_projection: None,
                 logits: LogitConfig::Scale,
+                matching: None,
             },
             text: text.renames.within(ClipConfig::TEXT),
             image: image.renames.within(ClipConfig::IMAGE),

@@ -4,11 +4,9 @@ use super::{Config, Families, Family, FamilySource, ImagePlan, Plan, ProcessorPl
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
 use crate::image::ProcessorClass;
-use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
+use crate::nn::QkvBias;
 use crate::ops::Activation;
-use crate::towers::{
-    ClassifierInput, ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens, VitConfig,
-};
+use crate::towers::{ClassifierInput, ImagePooling, ImageTowerConfig, PatchStem, Pooler, PrefixTokens, VitConfig};
 use crate::weights::Renames;
 
 /// The family of `model_type` vit, deit.
@@ -68,25 +66,10 @@ pub(super) fn base(config: &Config, patch_size: usize, layer_norm_eps: f64) -> R
         image_size: config.side("image_size", 224)?,
         patch_size: config.side("patch_size", patch_size)?,
         num_channels: config.size("num_channels", 3)?,
-        patch_bias: true,
         stem: PatchStem::Patches,
         qkv_bias: if config.flag("qkv_bias", true)? { QkvBias::All } else { QkvBias::None },
-        norm: NormPosition::Pre,
-        extras: Vec::new(),
-        prefix_tokens: PrefixTokens::Class,
-        positions: PositionTable::All,
-        position_resize: PositionResize::Bicubic,
-        norm_embeddings: false,
-        output_norm: OutputNorm::Tokens,
-        layer_scale: None,
-        mlp: MlpKind::Plain,
-        pooler: None,
-        map_head: None,
-        query_pool: None,
-        classifier: None,
-        rope: None,
-        num_labels: 0,
         initializer_range: config.number("initializer_range", 0.02)?,
+        ..VitConfig::default()
     })
 }
 

@@ -9,8 +9,13 @@ use serde_json::Value;
 
 use crate::Inspection;
 use crate::encoder::{ImageEncoder, TextEncoder};
-use crate::families::{ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, ProcessorPlan, Role, TextPlan};
-use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig};
+use crate::families::{
+    ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, ProcessorPlan, Role, SentenceTransformer, TextPlan,
+};
+use crate::image::{
+    DecodeOptions, Filter, ImageProcessor, ImageProcessorConfig, ImageSize, NaflexConfig, NaflexProcessor, Resize,
+    ResizeTo,
+};
 use crate::model::{ClipConfig, ClipModel, Origin};
 use crate::text::TextTokenizer;
 use crate::towers::{ImagePooling, TextPooling};
@@ -226,6 +231,8 @@ impl Loader {
 
     fn open(&self, id_or_dir: &str) -> Result<(Plan, Files)> {
         let folder = weights::resolve(id_or_dir, &self.hub)?;
+        let sentences = SentenceTransformer::of(&folder)?;
+        let folder = sentences.as_ref().map_or(Ok(folder), |sentences| Folder::open(&sentences.transformer))?;
         let (config, layout) = self.configuration(&folder)?;
         // The hub was asked for the layout that the files suggest, before it was known that no family reads it.
         let folder = match layout == folder.layout()? {
@@ -242,7 +249,10 @@ impl Loader {
         };
         let shapes = checkpoint.as_ref().map(shape);
         let tensors = shapes.as_ref().map(|shapes| shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect());
-        let plan = self.families.plan(&FamilySource { config: config.clone(), tensors, role: Role::Alone })?;
+        let mut plan = self.families.plan(&FamilySource { config: config.clone(), tensors, role: Role::Alone })?;
+        if let Some(sentences) = sentences {
+            sentences.apply(&mut plan);
+        }
         let config_file = config.path().to_path_buf();
         Ok((plan, Files { folder, config: config.to_value(), config_file, checkpoint }))
     }
@@ -280,8 +290,12 @@ impl Loader {
             _ => None,
         };
         let tokenizer = TextTokenizer::from_folder(files.folder.path(), plan.tokens)?;
-        let processor = self.processor(files, plan.processor)?;
+        let processor = self.processor(files, plan.processor.clone())?;
         let model = ClipModel::from_parameters(config, tokenizer, processor, parameters, &self.device)?;
+        let model = match self.naflex(files, &plan.processor)? {
+            Some(naflex) => model.with_naflex(naflex)?,
+            None => model,
+        };
         Ok(model.with_origin(origin))
     }
 
@@ -299,7 +313,12 @@ impl Loader {
         self.apply_pooling(None, Some(&mut config.pooling));
         let (parameters, _) =
             self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop))?;
-        ImageEncoder::from_parameters(config, self.processor(files, plan.processor)?, parameters, &self.device)
+        let processor = self.processor(files, plan.processor.clone())?;
+        let encoder = ImageEncoder::from_parameters(config, processor, parameters, &self.device)?;
+        match self.naflex(files, &plan.processor)? {
+            Some(naflex) => encoder.with_naflex(naflex),
+            None => Ok(encoder),
+        }
     }
 
     fn apply_pooling(&self, text: Option<&mut TextPooling>, image: Option<&mut ImagePooling>) {
@@ -344,11 +363,40 @@ impl Loader {
         let mut config = match plan {
             ProcessorPlan::Folder(class) => ImageProcessorConfig::from_folder(files.folder.path(), class)?,
             ProcessorPlan::Given(config) => *config,
+            ProcessorPlan::Naflex => self.naflex_squares(files)?,
         };
         if let Some(size) = self.image_size {
             config = config.with_image_size(size)?;
         }
         Ok(ImageProcessor::new(config)?.with_decode_options(self.decode))
+    }
+
+    /// What makes patches, for towers that take them.
+    fn naflex(&self, files: &Files, plan: &ProcessorPlan) -> Result<Option<NaflexProcessor>> {
+        let ProcessorPlan::Naflex = plan else { return Ok(None) };
+        if self.image_size.is_some() {
+            let message = "a NaFlex model has no image size; see NaflexProcessor::with_max_num_patches";
+            return Err(Error::argument("image_size", message));
+        }
+        let processor = NaflexProcessor::new(NaflexConfig::from_folder(files.folder.path())?)?;
+        Ok(Some(processor.with_decode_options(self.decode)))
+    }
+
+    /// The largest squares that have no more patches than a NaFlex processor makes, prepared as it prepares images.
+    fn naflex_squares(&self, files: &Files) -> Result<ImageProcessorConfig> {
+        let naflex = NaflexConfig::from_folder(files.folder.path())?;
+        let side = naflex.max_num_patches.isqrt().saturating_mul(naflex.patch_size);
+        Ok(ImageProcessorConfig {
+            resize: Some(Resize {
+                to: ResizeTo::Exact(ImageSize::square(side)),
+                filter: naflex.filter.unwrap_or(Filter::Bilinear),
+            }),
+            crop: None,
+            rescale_factor: naflex.rescale_factor,
+            normalize: naflex.normalize,
+            transparency: naflex.transparency,
+            ..ImageProcessorConfig::clip()
+        })
     }
 }
 
@@ -400,7 +448,7 @@ pub(crate) fn save_folder(
 ) -> Result<()> {
     weights::save_folder(folder, |target| {
         write_json(&target.join("config.json"), config)?;
-        let processor = model.image_encoder().processor().config().to_hugging_face()?;
+        let processor = model.image_encoder().preprocessor_config()?;
         write_json(&target.join("preprocessor_config.json"), &processor)?;
         model.text_encoder().tokenizer().save(target)?;
         let tensors = weights::as_stored(&model.parameters(), stored, dtype)?;

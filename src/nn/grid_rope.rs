@@ -52,13 +52,13 @@ impl GridRope {
     /// When four does not divide `width`, or base or offset are no numbers to compute with.
     pub fn tables(&self, (rows, columns): (usize, usize), width: usize, device: &Device) -> Result<Rope> {
         if width == 0 || !width.is_multiple_of(4) || !(self.base > 0.0 && self.base.is_finite()) {
-            let message = format!("{width} columns a head and base {}; four divides one, the other is positive", self.base);
+            let message =
+                format!("{width} columns a head and base {}; four divides one, the other is positive", self.base);
             return Err(Error::argument("rope", message));
         }
         // The reference takes coordinates, frequencies and angles in f32.
-        let bands: Vec<f32> = (0..width / 4)
-            .map(|i| 1.0 / (self.base as f32).powf(i as f32 / (width / 4) as f32))
-            .collect();
+        let bands: Vec<f32> =
+            (0..width / 4).map(|i| 1.0 / (self.base as f32).powf(i as f32 / (width / 4) as f32)).collect();
         let coordinates = |count: usize| -> Vec<f32> {
             let place = |i: usize| (i as f32 + self.offset as f32) / count as f32 * self.reference_grid as f32;
             (0..count).map(place).collect()

@@ -5,6 +5,7 @@ mod bert_cross;
 mod convnext;
 mod fastvit;
 mod m2m100;
+mod modernbert;
 mod pooling;
 mod relative;
 mod resnet;
@@ -15,14 +16,14 @@ mod vit;
 
 pub use bert::{BertConfig, BertHead, Positions};
 pub use bert_cross::CrossBert;
-pub use m2m100::M2m100Config;
-pub use relative::RelativePositions;
-pub use t5::T5Config;
-
+pub use modernbert::{BiasedLayers, ModernBertConfig, Sight};
 pub use convnext::{ConvNextConfig, ConvNextStageConfig};
 pub use fastvit::{AttentionNorm, BranchForm, Downsample, FastVitConfig, FastVitStageConfig, TokenMixer};
+pub use m2m100::M2m100Config;
+pub use relative::RelativePositions;
 pub use resnet::ResNetConfig;
 pub use swin::{SwinConfig, SwinStageConfig};
+pub use t5::T5Config;
 pub use text_transformer::{PooledToken, TextAttention, TextTransformerConfig};
 pub use vit::{
     ClassifierInput, MapHeadConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens, QueryPoolConfig,
@@ -32,6 +33,7 @@ pub use vit::{
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::image::NaflexBatch;
 use crate::text::TokenBatch;
 use crate::weights::Params;
 use crate::{Error, Result};
@@ -73,6 +75,18 @@ pub trait ImageTower: Send + Sync {
     /// # Errors
     /// When shapes do not fit.
     fn forward(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput>;
+
+    /// [`ImageTower::forward`] of images that keep their proportions; towers that are not NaFlex refuse.
+    ///
+    /// # Shapes
+    /// N patches an image, padding included → `last_hidden_state` (B,N,E).
+    ///
+    /// # Errors
+    /// When the tower takes pixel values alone, or shapes do not fit.
+    fn forward_patches(&self, batch: &NaflexBatch, collect: Collect) -> Result<TowerOutput> {
+        let _ = (batch, collect);
+        Err(Error::argument("patches", "this tower takes pixel_values (B,C,H,W); only NaFlex towers take patches"))
+    }
 }
 
 /// A text tower: tokens to one row a text.
@@ -177,6 +191,8 @@ pub enum ImageTowerConfig {
     /// FastViT, of MobileCLIP.
     #[serde(rename = "fastvit")]
     FastVit(FastVitConfig),
+    /// Vision transformer over images that keep their proportions: SigLIP 2's NaFlex.
+    Naflex(VitConfig),
     /// Swin, whose attention stays inside of windows.
     Swin(SwinConfig),
 }
@@ -192,6 +208,7 @@ impl ImageTowerConfig {
             Self::ResNet(config) => Ok(Box::new(resnet::ResNet::new(params, config, pooling)?)),
             Self::ConvNext(config) => Ok(Box::new(convnext::ConvNext::new(params, config, pooling)?)),
             Self::FastVit(config) => Ok(Box::new(fastvit::FastVit::new(params, config, pooling)?)),
+            Self::Naflex(config) => Ok(Box::new(vit::Naflex::new(params, config, pooling)?)),
             Self::Swin(config) => Ok(Box::new(swin::Swin::new(params, config, pooling)?)),
         }
     }
@@ -200,7 +217,7 @@ impl ImageTowerConfig {
     #[must_use]
     pub fn pooled_size(&self, pooling: ImagePooling) -> usize {
         match self {
-            Self::Vit(config) => config.pooled_size(pooling),
+            Self::Vit(config) | Self::Naflex(config) => config.pooled_size(pooling),
             Self::ResNet(config) => config.output_size,
             Self::ConvNext(config) => config.hidden_size(),
             Self::FastVit(config) => config.output_size,
@@ -208,11 +225,12 @@ impl ImageTowerConfig {
         }
     }
 
-    /// Side of the square input in pixels that the position embeddings (or the tower, if it has none) are made for.
+    /// Side of the square input in pixels that the position embeddings (or the tower, if it has none) are made for; of a NaFlex
+    /// tower, of the square image whose patches its table fits.
     #[must_use]
     pub fn image_size(&self) -> usize {
         match self {
-            Self::Vit(config) => config.image_size,
+            Self::Vit(config) | Self::Naflex(config) => config.image_size,
             Self::ResNet(config) => config.image_size,
             Self::ConvNext(config) => config.image_size,
             Self::FastVit(config) => config.image_size,
@@ -228,6 +246,8 @@ impl ImageTowerConfig {
 pub enum TextTowerConfig {
     /// BERT, RoBERTa, XLM-RoBERTa, DistilBERT, MPNet.
     Bert(BertConfig),
+    /// ModernBERT.
+    ModernBert(ModernBertConfig),
     /// The encoder half of T5 and mT5.
     T5(T5Config),
     /// The encoder half of M2M100 and NLLB.
@@ -244,6 +264,7 @@ impl TextTowerConfig {
     pub fn build(&self, params: &Params, pooling: TextPooling) -> Result<Box<dyn TextTower>> {
         match self {
             Self::Bert(config) => Ok(Box::new(bert::Bert::new(params, config, pooling)?)),
+            Self::ModernBert(config) => Ok(Box::new(modernbert::ModernBert::new(params, config, pooling)?)),
             Self::T5(config) => Ok(Box::new(t5::T5::new(params, config, pooling)?)),
             Self::M2m100(config) => Ok(Box::new(m2m100::M2m100::new(params, config, pooling)?)),
             Self::TextTransformer(config) => {
@@ -257,6 +278,7 @@ impl TextTowerConfig {
     pub fn pooled_size(&self) -> usize {
         match self {
             Self::Bert(config) => config.output_size(),
+            Self::ModernBert(config) => config.hidden_size,
             Self::T5(config) => config.hidden_size,
             Self::M2m100(config) => config.hidden_size,
             Self::TextTransformer(config) => config.head_size.unwrap_or(config.hidden_size),
@@ -268,6 +290,7 @@ impl TextTowerConfig {
     pub fn vocab_size(&self) -> usize {
         match self {
             Self::Bert(config) => config.vocab_size,
+            Self::ModernBert(config) => config.vocab_size,
             Self::T5(config) => config.vocab_size,
             Self::M2m100(config) => config.vocab_size,
             Self::TextTransformer(config) => config.vocab_size,
@@ -278,7 +301,7 @@ impl TextTowerConfig {
     #[must_use]
     pub fn reads_padding(&self, pooling: TextPooling) -> bool {
         match self {
-            Self::Bert(_) | Self::T5(_) | Self::M2m100(_) => false,
+            Self::Bert(_) | Self::ModernBert(_) | Self::T5(_) | Self::M2m100(_) => false,
             Self::TextTransformer(config) => {
                 config.attention == TextAttention::Full || config.has_class_token() || pooling == TextPooling::Last
             }
@@ -290,6 +313,7 @@ impl TextTowerConfig {
     pub fn context_length(&self) -> usize {
         match self {
             Self::Bert(config) => config.context_length(),
+            Self::ModernBert(config) => config.max_position_embeddings,
             Self::T5(config) => config.context_length,
             Self::M2m100(config) => config.max_position_embeddings,
             Self::TextTransformer(config) => config.context_length,

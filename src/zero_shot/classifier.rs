@@ -2,7 +2,7 @@
 
 use crate::image::ImageInput;
 use crate::zero_shot::{Classification, Template, ZeroShotHead, prompts};
-use crate::{ClipModel, Result};
+use crate::{ClipModel, LogitConfig, Result};
 
 /// A zero-shot classifier: each class is the mean of its prompts' embeddings (Radford et al. 2021, section 3.1.4; reference:
 /// `zero_shot_classifier.py` of open_clip).
@@ -16,10 +16,16 @@ impl<'m> ZeroShot<'m> {
     pub(crate) fn new(model: &'m ClipModel, labels: &[impl AsRef<str>], templates: &[Template]) -> Result<Self> {
         let embeddings = model.embed_texts(&prompts(labels, templates)?)?;
         let scale = model.logit_scale()? as f32;
-        Ok(Self { model, head: ZeroShotHead::from_prompt_embeddings(labels, &embeddings, templates.len(), scale)? })
+        let head = ZeroShotHead::from_prompt_embeddings(labels, &embeddings, templates.len(), scale)?;
+        let head = match model.config().logits {
+            LogitConfig::ScaleAndBias => head.with_bias(model.logit_bias()? as f32)?,
+            LogitConfig::Scale | LogitConfig::Cosine => head,
+        };
+        Ok(Self { model, head })
     }
 
-    /// The classes of one image, most probable first.
+    /// The classes of one image, most probable first. Probabilities are the softmax over the classes, or, where the model has
+    /// a logit bias (SigLIP), the sigmoid of each class alone.
     ///
     /// # Errors
     /// When the image cannot be read.

@@ -6,6 +6,10 @@
 //! w = normalize(1/K Σₖ tₖ)        (open_clip, zero_shot_classifier.py)
 //! p(class | x) = softmax over the classes of s · x·w
 //! ```
+//!
+//! A model with a logit bias b (SigLIP) learned whether an image and a text belong together, each pair for itself. There, as in
+//! transformers' `zero_shot_image_classification.py`, `p(class | x) = sigmoid(s · x·w + b)`: probabilities do not sum to 1, and
+//! an image of none of the classes may get low ones throughout.
 
 use std::collections::HashSet;
 
@@ -20,7 +24,7 @@ use crate::{Embeddings, Error, Result};
 pub struct Classification {
     /// The class's label.
     pub label: String,
-    /// Its probability in [0, 1]; those of all classes sum to 1.
+    /// Its probability in [0, 1]; those of all classes sum to 1, except where the model has a logit bias.
     pub probability: f32,
 }
 
@@ -39,12 +43,13 @@ pub struct ZeroShotReport {
     pub classes: usize,
 }
 
-/// A classifier made of words: labels, a unit weight for each of them, and the model's scale.
+/// A classifier made of words: labels, a unit weight for each of them, and the model's scale and bias.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ZeroShotHead {
     labels: Vec<String>,
     weights: Embeddings,
     scale: f32,
+    bias: Option<f32>,
 }
 
 impl ZeroShotHead {
@@ -87,7 +92,19 @@ impl ZeroShotHead {
             Some(model) => weights.with_model(model),
             None => weights,
         };
-        Ok(Self { labels: labels.iter().map(|label| label.as_ref().to_string()).collect(), weights, scale })
+        Ok(Self { labels: labels.iter().map(|label| label.as_ref().to_string()).collect(), weights, scale, bias: None })
+    }
+
+    /// The same head for a model with a logit bias: it is added to the logits, and each class's probability is the sigmoid of
+    /// its own logit instead of the softmax of all.
+    ///
+    /// # Errors
+    /// When the bias is not finite.
+    pub fn with_bias(self, bias: f32) -> Result<Self> {
+        if !bias.is_finite() {
+            return Err(Error::argument("bias", format!("is {bias}; it must be finite")));
+        }
+        Ok(Self { bias: Some(bias), ..self })
     }
 
     /// The labels, in the order of the weights.
@@ -108,7 +125,13 @@ impl ZeroShotHead {
         self.scale
     }
 
-    /// Scale times cosine of each image with each class.
+    /// What is added to the logits, where the model has it.
+    #[must_use]
+    pub fn bias(&self) -> Option<f32> {
+        self.bias
+    }
+
+    /// Scale times cosine of each image with each class, plus the bias.
     ///
     /// # Shapes
     /// `images` (N,D) → (N, classes).
@@ -116,7 +139,7 @@ impl ZeroShotHead {
     /// # Errors
     /// When the images were embedded by another model or have another width.
     pub fn logits(&self, images: &Embeddings) -> Result<Tensor> {
-        Ok((images.cosine(&self.weights)? * f64::from(self.scale))?)
+        Ok(images.cosine(&self.weights)?.affine(f64::from(self.scale), f64::from(self.bias.unwrap_or(0.0)))?)
     }
 
     /// For each image all labels with their probabilities, best first; of equal ones the earlier label comes first.
@@ -156,18 +179,23 @@ impl ZeroShotHead {
     }
 
     fn best_first(&self, logits: &[f32]) -> Vec<Classification> {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let exps: Vec<f32> = logits.iter().map(|logit| (logit - max).exp()).collect();
-        let sum: f32 = exps.iter().sum();
-        let mut classes: Vec<Classification> = self
-            .labels
-            .iter()
-            .zip(exps)
-            .map(|(label, exp)| Classification { label: label.clone(), probability: exp / sum })
-            .collect();
+        let probabilities = if self.bias.is_some() { sigmoid(logits) } else { softmax(logits) };
+        let named = |(label, probability): (&String, f32)| Classification { label: label.clone(), probability };
+        let mut classes: Vec<Classification> = self.labels.iter().zip(probabilities).map(named).collect();
         classes.sort_by(|a, b| b.probability.total_cmp(&a.probability));
         classes
     }
+}
+
+fn softmax(logits: &[f32]) -> Vec<f32> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exps: Vec<f32> = logits.iter().map(|logit| (logit - max).exp()).collect();
+    let sum: f32 = exps.iter().sum();
+    exps.into_iter().map(|exp| exp / sum).collect()
+}
+
+fn sigmoid(logits: &[f32]) -> Vec<f32> {
+    logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect()
 }
 
 /// Labels must be there, say something, and differ.
@@ -220,6 +248,17 @@ mod tests {
         assert!((found[0][0].probability - expected).abs() < 1e-6);
         assert!((found[0][1].probability - (1.0 - expected)).abs() < 1e-6);
         assert_eq!(found[1][0].label, "dog");
+    }
+
+    #[test]
+    fn with_a_bias_each_class_has_the_sigmoid_of_its_own_logit() {
+        let head = head().with_bias(-1.5).unwrap();
+        let found = &head.probabilities(&embeddings(&[[0.0, 1.0]])).unwrap()[0];
+        let sigmoid = |logit: f32| 1.0 / (1.0 + (-logit).exp());
+        assert_eq!((found[0].label.as_str(), head.bias()), ("cat", Some(-1.5)));
+        assert!((found[0].probability - sigmoid(2.0 * 0.6 - 1.5)).abs() < 1e-6, "{found:?}");
+        assert!((found[1].probability - sigmoid(-2.0 - 1.5)).abs() < 1e-6, "{found:?}");
+        assert!(head.with_bias(f32::NAN).unwrap_err().to_string().starts_with("bias"));
     }
 
     #[test]

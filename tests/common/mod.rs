@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use diptych::candle::{DType, Device, Tensor};
+use diptych::image::NaflexBatch;
 use diptych::text::TokenBatch;
+use diptych::towers::{Collect, TowerOutput};
+use diptych::{ClipModel, ClipOutput, ImageEncoder};
 
 /// The folder of golden checkpoints.
 pub fn golden_root() -> PathBuf {
@@ -56,6 +59,33 @@ impl Golden {
 
     pub fn pixels(&self) -> &Tensor {
         &self.tensors["pixel_values"]
+    }
+
+    /// The image inputs as patches, where the checkpoint is NaFlex.
+    pub fn patches(&self) -> Option<NaflexBatch> {
+        let shapes = self.tensors.get("spatial_shapes")?.to_dtype(DType::I64).and_then(|t| t.to_vec2::<i64>());
+        let spatial_shapes = shapes.expect("shapes").iter().map(|s| (s[0] as usize, s[1] as usize)).collect();
+        let mask = self.tensors["pixel_attention_mask"].to_dtype(DType::U32).expect("a mask");
+        Some(NaflexBatch { patches: self.pixels().clone(), mask, spatial_shapes })
+    }
+
+    /// What the image tower makes of the golden input, with its graph.
+    pub fn image_output(&self, encoder: &ImageEncoder, collect: Collect) -> TowerOutput {
+        match self.patches() {
+            Some(batch) => encoder.forward_patches(&batch, collect).expect(&self.name),
+            None => encoder.forward(self.pixels(), collect).expect(&self.name),
+        }
+    }
+
+    /// [`ClipModel::forward`] on the golden inputs.
+    pub fn clip_output(&self, model: &ClipModel) -> ClipOutput {
+        let Some(batch) = self.patches() else {
+            return model.forward(self.pixels(), &self.tokens()).expect(&self.name);
+        };
+        let pooled = model.image_encoder().forward_patches(&batch, Collect::Last).expect(&self.name).pooled;
+        let images = model.project_image(&pooled).expect(&self.name);
+        let texts = model.text_encoder().pooled(&self.tokens()).expect(&self.name);
+        model.output(images, model.project_text(&texts).expect(&self.name)).expect(&self.name)
     }
 
     /// Asserts that `actual` is the golden tensor `name` within 2e-5 of its largest value.

@@ -14,7 +14,7 @@ mod timm;
 mod tokens;
 mod vit;
 
-pub(in crate::families) use part::{ImagePart, Matrix, PartSource, Projection, TextPart, unsupported};
+pub(in crate::families) use part::{ImagePart, PartSource, TextPart, unsupported};
 pub(in crate::families) use timm::{TimmSource, TimmTower};
 
 use super::{ClipPlan, Families, Family, FamilySource, Plan, ProcessorPlan, Role};
@@ -102,6 +102,7 @@ impl Family for OpenClip {
                 projection: image.projection.config,
                 text_projection,
                 logits: logits(source, &model),
+                matching: None,
             },
             text: text_renames.within(prefix),
             image: image.projection.leave_to_heads(image.renames)?.within("visual"),

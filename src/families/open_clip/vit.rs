@@ -6,10 +6,8 @@ use super::native::{self, choice};
 use super::part::{ImagePart, PartSource, Projection, unsupported};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
-use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
-use crate::towers::{PatchStem, 
-    ImagePooling, ImageTowerConfig, OutputNorm, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow, VitConfig,
-};
+use crate::nn::PositionResize;
+use crate::towers::{ImagePooling, ImageTowerConfig, OutputNorm, PatchStem, QueryPoolConfig, QueryPoolRow, VitConfig};
 
 /// What `vision_cfg` may say: the fields of `CLIPVisionCfg` (`model.py`).
 pub(super) const KNOWN: [&str; 34] = [
@@ -92,23 +90,14 @@ pub(super) fn image_part(part: &PartSource<'_>) -> Result<ImagePart> {
         num_channels: 3,
         patch_bias: false,
         stem: PatchStem::Patches,
-        qkv_bias: QkvBias::All,
-        norm: NormPosition::Pre,
         extras: block.extras,
-        prefix_tokens: PrefixTokens::Class,
-        positions: PositionTable::All,
         position_resize: PositionResize::BicubicAntialias,
-        rope: None,
         norm_embeddings: !config.flag("no_ln_pre", false)?,
         output_norm,
         layer_scale: block.layer_scale,
-        mlp: MlpKind::Plain,
-        pooler: None,
-        map_head: None,
         query_pool,
-        classifier: None,
-        num_labels: 0,
         initializer_range: 0.02,
+        ..VitConfig::default()
     };
     let parallel = query_pool.is_some_and(|pool| pool.row == QueryPoolRow::Parallel);
     let renames = native::renames(&NAMES)?;

@@ -57,7 +57,8 @@ pub(super) fn tower(timm: &TimmSource<'_>) -> Result<Option<TimmTower>> {
         PerceptionGigantic(_) => (PrefixTokens::None, Pool::Map),
     };
     let class_token = prefix == PrefixTokens::Class;
-    let (pooling, output_norm) = PoolRules { default, class_token, map: default == Pool::Map, norm_mean: true }.resolve(timm)?;
+    let (pooling, output_norm) =
+        PoolRules { default, class_token, map: default == Pool::Map, norm_mean: true }.resolve(timm)?;
     let mut config = VitConfig { output_norm, ..base(timm, sizes, prefix) };
     config.image_size = sizes.image_size_of(patch_rows(timm, prefix.count()));
     match dialect {

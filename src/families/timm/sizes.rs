@@ -26,7 +26,9 @@ pub(super) struct Sizes {
 
 impl Sizes {
     /// From a table's row: input, patch, width, blocks, heads, width of the MLP.
-    pub(super) const fn new([image_size, patch_size, hidden_size, layers, heads, intermediate_size]: [usize; 6]) -> Self {
+    pub(super) const fn new(
+        [image_size, patch_size, hidden_size, layers, heads, intermediate_size]: [usize; 6],
+    ) -> Self {
         Self { image_size, patch_size, hidden_size, layers, heads, intermediate_size }
     }
 

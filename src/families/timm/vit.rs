@@ -4,11 +4,9 @@
 use super::{Pool, PoolRules, Sizes, TimmSource, TimmTower};
 use crate::Result;
 use crate::encoder::ImageEncoderConfig;
-use crate::nn::{MlpKind, NormPosition, PositionResize, QkvBias};
+use crate::nn::{PositionResize, QkvBias};
 use crate::ops::Activation;
-use crate::towers::{
-    ImagePooling, ImageTowerConfig, MapHeadConfig, OutputNorm, PatchStem, PositionTable, PrefixTokens, VitConfig,
-};
+use crate::towers::{ImagePooling, ImageTowerConfig, MapHeadConfig, PatchStem, PositionTable, PrefixTokens, VitConfig};
 use crate::weights::Renames;
 
 /// What a name stands for besides sizes.
@@ -106,25 +104,11 @@ pub(super) fn base(timm: &TimmSource<'_>, sizes: Sizes, prefix: PrefixTokens) ->
         image_size: sizes.image_size,
         patch_size: sizes.patch_size,
         num_channels: channels.unwrap_or(3),
-        patch_bias: true,
         stem: PatchStem::Patches,
-        qkv_bias: QkvBias::All,
-        norm: NormPosition::Pre,
-        extras: Vec::new(),
         prefix_tokens: prefix,
-        positions: PositionTable::All,
         position_resize: PositionResize::BicubicAntialias,
-        rope: None,
-        norm_embeddings: false,
-        output_norm: OutputNorm::Tokens,
-        layer_scale: None,
-        mlp: MlpKind::Plain,
-        pooler: None,
-        map_head: None,
-        query_pool: None,
-        classifier: None,
-        num_labels: 0,
         initializer_range: 0.02,
+        ..VitConfig::default()
     }
 }
 

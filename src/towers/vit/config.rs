@@ -84,6 +84,42 @@ pub struct VitConfig {
     pub initializer_range: f64,
 }
 
+/// ViT-B/16 as transformers' `ViTConfig` has it, without pooler and classifier: what a family's configuration departs from.
+impl Default for VitConfig {
+    fn default() -> Self {
+        Self {
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            intermediate_size: 3072,
+            hidden_act: Activation::Gelu,
+            layer_norm_eps: 1e-12,
+            image_size: 224,
+            patch_size: 16,
+            num_channels: 3,
+            patch_bias: true,
+            stem: PatchStem::default(),
+            qkv_bias: QkvBias::All,
+            norm: NormPosition::Pre,
+            extras: Vec::new(),
+            prefix_tokens: PrefixTokens::Class,
+            positions: PositionTable::All,
+            position_resize: PositionResize::Bicubic,
+            rope: None,
+            norm_embeddings: false,
+            output_norm: OutputNorm::Tokens,
+            layer_scale: None,
+            mlp: MlpKind::Plain,
+            pooler: None,
+            map_head: None,
+            query_pool: None,
+            classifier: None,
+            num_labels: 0,
+            initializer_range: 0.02,
+        }
+    }
+}
+
 /// The learned tokens before the patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -144,6 +180,8 @@ pub struct MapHeadConfig {
 pub enum OutputNorm {
     /// All tokens, so that `last_hidden_state` is normed (ViT, DeiT, DINOv2).
     Tokens,
+    /// All tokens, and what pooling picks of them once more (`BlipModel`).
+    TokensThenPooled,
     /// What pooling reads, token by token; `last_hidden_state` is not normed (CLIP).
     Pooled,
     /// The pooled row: the mean of tokens that are not normed is (timm's `fc_norm`, open_clip's `final_ln_after_pool`).

@@ -141,7 +141,8 @@ fn mean_of_three(x: &Tensor) -> Result<Tensor> {
         (0..window.count(length)).map(|i| count(i) as f32).collect()
     };
     let (rows, columns) = (on_map(height), on_map(width));
-    let weights: Vec<f32> = rows.iter().flat_map(|row| columns.iter().map(move |column| 1.0 / (row * column))).collect();
+    let weights: Vec<f32> =
+        rows.iter().flat_map(|row| columns.iter().map(move |column| 1.0 / (row * column))).collect();
     let weights = Tensor::from_vec(weights, (1, rows.len(), columns.len(), 1), x.device())?.to_dtype(x.dtype())?;
     sum.broadcast_mul(&weights).map_err(Error::from)
 }

@@ -7,6 +7,7 @@
 mod config;
 mod head;
 mod mbconv;
+mod naflex;
 mod stem;
 
 pub use config::{
@@ -24,6 +25,8 @@ use crate::ops::{self, AttentionMask};
 use crate::weights::{Init, Params};
 use head::Head;
 use stem::Stem;
+
+pub(super) use naflex::Naflex;
 
 /// The built tower.
 pub(super) struct Vit {
@@ -159,13 +162,20 @@ impl Vit {
         let keep: Vec<bool> = (0..batch * length).map(|i| i % length >= prefix).collect();
         match self.config.output_norm {
             OutputNorm::AfterPooling => self.output_norm.forward(&ops::mean_pool(tokens, &keep)?),
+            OutputNorm::TokensThenPooled => {
+                self.output_norm.forward(&ops::mean_pool(&self.output_norm.forward(tokens)?, &keep)?)
+            }
             OutputNorm::Tokens | OutputNorm::Pooled => ops::mean_pool(&self.output_norm.forward(tokens)?, &keep),
         }
     }
 
     fn token(&self, tokens: &Tensor, position: usize) -> Result<Tensor> {
         let positions = vec![position; tokens.dim(0)?];
-        self.output_norm.forward(&ops::select_tokens(tokens, &positions)?)
+        let token = self.output_norm.forward(&ops::select_tokens(tokens, &positions)?)?;
+        match self.config.output_norm {
+            OutputNorm::TokensThenPooled => self.output_norm.forward(&token),
+            OutputNorm::Tokens | OutputNorm::Pooled | OutputNorm::AfterPooling => Ok(token),
+        }
     }
 
     /// The pooled row from the last block's output.
@@ -213,7 +223,7 @@ impl ImageTower for Vit {
             hidden_states.push(tokens.clone());
         }
         let last_hidden_state = match self.config.output_norm {
-            OutputNorm::Tokens => self.output_norm.forward(&tokens)?,
+            OutputNorm::Tokens | OutputNorm::TokensThenPooled => self.output_norm.forward(&tokens)?,
             OutputNorm::Pooled | OutputNorm::AfterPooling => tokens.clone(),
         };
         Ok(TowerOutput { last_hidden_state, pooled: self.pool(&tokens)?, hidden_states })

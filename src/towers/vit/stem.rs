@@ -50,7 +50,8 @@ impl PatchStem {
             }
         };
         if patch_size != HYBRID_PATCH || sizes.iter().any(|&size| size == 0 || size > 1 << 16) {
-            let message = format!("{self:?} with patches of {patch_size}; it has channels, and patches of {HYBRID_PATCH}");
+            let message =
+                format!("{self:?} with patches of {patch_size}; it has channels, and patches of {HYBRID_PATCH}");
             return Err(Error::argument("stem", message));
         }
         Ok(())
