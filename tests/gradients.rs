@@ -13,6 +13,10 @@ use diptych::{ClipModel, Loaded, Loader};
 fn is_zero_by_mathematics(what: &str, name: &str, parameters: &diptych::weights::Parameters) -> bool {
     let normed = |attention: &str| parameters.get(&format!("{attention}.k_norm.weight")).is_some();
     let rotary = ["modernbert", "oc_timm_eva", "oc_timm_pe"].iter().any(|start| what.starts_with(start));
+    // The class token is what is pooled, and its scores in the last block have no bias.
+    if what.starts_with("oc_timm_relpos") && name.contains("layers.1.self_attn.relative_positions") {
+        return true;
+    }
     name.strip_suffix(".k_proj.bias").is_some_and(|attention| !normed(attention) && !rotary)
 }
 

@@ -4,6 +4,8 @@
 //! pixels (B,C,H,W) → patches (B,H/p,W/p,E₀) → stages, each but the first at half the side and twice the width → norm → mean →
 //! pooled (B,E₃). Maps have their channels last.
 
+mod windows;
+
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -15,9 +17,6 @@ use crate::nn::{
 use crate::ops::{Activation, AttentionMask};
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
-
-mod windows;
-
 use windows::Windows;
 
 /// Sizes of a Swin.
