@@ -33,14 +33,14 @@ pub(crate) use sentence_transformers::SentenceTransformer;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use serde_json::Value;
 
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::{ImageProcessorConfig, ProcessorClass};
 use crate::model::{ClipConfig, ClipModel};
 use crate::text::{PadId, TokenRules};
-use crate::weights::Renames;
+use crate::weights::{Parameters, Renames, Stored, View};
 use crate::{Error, Result};
 
 /// What a family reads: a configuration, and the names of the tensors it goes with.
@@ -237,6 +237,11 @@ impl Families {
         self
     }
 
+    /// Every `model_type` that a family answers to, in the order in which families are asked.
+    pub fn model_types(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().flat_map(|family| family.model_types()).copied()
+    }
+
     /// Whether a family answers to this `model_type`.
     #[must_use]
     pub fn knows(&self, model_type: &str) -> bool {
@@ -285,5 +290,33 @@ pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Resul
         Some(config) => config,
         None => diptych::to_config(model.config(), model.text_encoder().tokenizer())?,
     };
-    crate::loader::save_folder(model, &config, &BTreeMap::new(), folder, dtype)
+    let stored = match config.get("model_type").and_then(Value::as_str) {
+        Some("diptych") => BTreeMap::new(),
+        _ => hugging_face_shapes(&model.parameters()),
+    };
+    crate::loader::save_folder(model, &config, &stored, folder, dtype)
+}
+
+/// Where CLIP's and SigLIP's files in Hugging Face's layout hold a tensor otherwise than we do: the class token without a row,
+/// the pooling query with one more axis, its three projections in one, SigLIP's scale and bias as lists of one.
+fn hugging_face_shapes(parameters: &Parameters) -> BTreeMap<String, Stored> {
+    const HEAD: &str = "vision_model.head.attention.";
+    let siglip = parameters.get("logit_bias").is_some();
+    let stored = |(name, tensor): (&str, &Tensor)| {
+        let whole = |shape: Vec<usize>| Stored { name: name.to_string(), shape, view: View::Whole };
+        let stored = match (name, tensor.dims()) {
+            ("logit_scale" | "logit_bias", _) if siglip => whole(vec![1]),
+            ("vision_model.embeddings.class_embedding", [1, size]) => whole(vec![*size]),
+            ("vision_model.head.probe", [size]) => whole(vec![1, 1, *size]),
+            (_, dims) => {
+                let (part, kind) = name.strip_prefix(HEAD)?.split_once("_proj.")?;
+                let index = ["q", "k", "v"].iter().position(|other| *other == part)?;
+                let shape = [&[3 * dims.first()?], &dims[1..]].concat();
+                let view = View::Part { index, count: 3 };
+                Stored { name: format!("{HEAD}in_proj_{kind}"), shape, view }
+            }
+        };
+        Some((name.to_string(), stored))
+    };
+    parameters.iter().filter_map(stored).collect()
 }

@@ -38,4 +38,5 @@ pub use params::{Init, ParamSource, Parameters, Params, RandomSource, VarBuilder
 pub use pattern::Pattern;
 pub use save::{check_save_target, save_folder, save_safetensors, write_atomic};
 pub use source::CheckpointSource;
+pub(crate) use names::View;
 pub(crate) use source::{Stored, as_stored};
