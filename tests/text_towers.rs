@@ -91,3 +91,30 @@ fn hugging_face_towers_in_open_clip_give_its_numbers() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn folders_of_sentence_transformers_keep_their_pooling_and_their_ids() -> Result<()> {
+    for (name, normalised) in [("mean", true), ("cls", false), ("max", false), ("last", false)] {
+        let golden = Golden::named(&format!("sentence_{name}"));
+        let encoder = TextEncoder::from_pretrained(golden.dir())?;
+        let output = encoder.forward(&golden.tokens(), Collect::HiddenStates)?;
+        golden.check("text.last_hidden_state", &output.last_hidden_state);
+        golden.check("text.pooled", &output.pooled);
+        golden.check("text.pooled", &encoder.pooled(&golden.tokens())?);
+        let facts = std::fs::read_to_string(golden.path.join("golden.json")).expect("golden.json");
+        let facts: serde_json::Value = serde_json::from_str(&facts).expect("JSON");
+        let texts: Vec<&str> =
+            facts["sample_texts"].as_array().expect("texts").iter().filter_map(|t| t.as_str()).collect();
+        let tokens = encoder.tokenize(&texts)?;
+        for (i, row) in facts["sample_input_ids"].as_array().expect("ids").iter().enumerate() {
+            let row: Vec<u32> = row.as_array().expect("ids").iter().map(|id| id.as_u64().expect("id") as u32).collect();
+            assert_eq!(tokens.row(i), Some(&row[..]), "{name}: {:?}", texts[i]);
+        }
+        let mut embedding = encoder.encode(&texts)?;
+        if normalised {
+            embedding = diptych::ops::l2_normalize(&embedding)?;
+        }
+        golden.check("sentence_embedding", &embedding);
+    }
+    Ok(())
+}

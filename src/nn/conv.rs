@@ -121,8 +121,9 @@ impl BatchNorm2d {
     /// # Errors
     /// When the last dimension of `x` is not C.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let scale = (&self.weight / (&self.running_var + self.eps)?.sqrt()?)?;
-        let shift = (&self.bias - (&self.running_mean * &scale)?)?;
+        // candle's own product would leave a gradient for the statistics.
+        let scale = ops::scale_row(&(&self.running_var + self.eps)?.sqrt()?.recip()?, &self.weight)?;
+        let shift = (&self.bias - ops::scale_row(&self.running_mean, &scale)?)?;
         ops::add_row(&ops::scale_row(x, &scale)?, &shift)
     }
 }

@@ -25,7 +25,7 @@ impl Rope {
     /// When the tables are not (L,D) both, or D is odd.
     pub fn new(cos: Tensor, sin: Tensor, pairs: RotaryPairs) -> Result<Self> {
         match (cos.dims(), sin.dims()) {
-            (&[rows, width], &[other, also]) if (rows, width) == (other, also) && width % 2 == 0 => {
+            (&[rows, width], &[other, also]) if (rows, width) == (other, also) && width.is_multiple_of(2) => {
                 Ok(Self { cos, sin, pairs })
             }
             (cos, sin) => {
@@ -40,7 +40,7 @@ impl Rope {
     /// # Errors
     /// When `width` (D, columns of a head) is odd, or the base is no positive number.
     pub fn line(length: usize, width: usize, base: f64, pairs: RotaryPairs, device: &Device) -> Result<Self> {
-        if width == 0 || width % 2 != 0 || !(base > 0.0 && base.is_finite()) {
+        if width == 0 || !width.is_multiple_of(2) || !(base > 0.0 && base.is_finite()) {
             let message = format!("{width} columns a head and base {base}; they must be even and positive");
             return Err(Error::argument("rope", message));
         }

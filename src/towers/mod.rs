@@ -2,27 +2,28 @@
 
 mod bert;
 mod bert_cross;
+mod convnext;
+mod fastvit;
 mod m2m100;
 mod modernbert;
 mod pooling;
 mod relative;
+mod resnet;
+mod swin;
 mod t5;
 mod text_transformer;
 mod vit;
 
 pub use bert::{BertConfig, BertHead, Positions};
 pub use bert_cross::CrossBert;
-pub use m2m100::M2m100Config;
 pub use modernbert::{BiasedLayers, ModernBertConfig, Sight};
-pub use relative::RelativePositions;
-pub use t5::T5Config;
-mod convnext;
-mod fastvit;
-mod resnet;
-
 pub use convnext::{ConvNextConfig, ConvNextStageConfig};
 pub use fastvit::{AttentionNorm, BranchForm, Downsample, FastVitConfig, FastVitStageConfig, TokenMixer};
+pub use m2m100::M2m100Config;
+pub use relative::RelativePositions;
 pub use resnet::ResNetConfig;
+pub use swin::{SwinConfig, SwinStageConfig};
+pub use t5::T5Config;
 pub use text_transformer::{PooledToken, TextAttention, TextTransformerConfig};
 pub use vit::{
     ClassifierInput, MapHeadConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens, QueryPoolConfig,
@@ -192,6 +193,8 @@ pub enum ImageTowerConfig {
     FastVit(FastVitConfig),
     /// Vision transformer over images that keep their proportions: SigLIP 2's NaFlex.
     Naflex(VitConfig),
+    /// Swin, whose attention stays inside of windows.
+    Swin(SwinConfig),
 }
 
 impl ImageTowerConfig {
@@ -206,6 +209,7 @@ impl ImageTowerConfig {
             Self::ConvNext(config) => Ok(Box::new(convnext::ConvNext::new(params, config, pooling)?)),
             Self::FastVit(config) => Ok(Box::new(fastvit::FastVit::new(params, config, pooling)?)),
             Self::Naflex(config) => Ok(Box::new(vit::Naflex::new(params, config, pooling)?)),
+            Self::Swin(config) => Ok(Box::new(swin::Swin::new(params, config, pooling)?)),
         }
     }
 
@@ -217,6 +221,7 @@ impl ImageTowerConfig {
             Self::ResNet(config) => config.output_size,
             Self::ConvNext(config) => config.hidden_size(),
             Self::FastVit(config) => config.output_size,
+            Self::Swin(config) => config.pooled_size(),
         }
     }
 
@@ -229,6 +234,7 @@ impl ImageTowerConfig {
             Self::ResNet(config) => config.image_size,
             Self::ConvNext(config) => config.image_size,
             Self::FastVit(config) => config.image_size,
+            Self::Swin(config) => config.image_size,
         }
     }
 }
@@ -296,7 +302,9 @@ impl TextTowerConfig {
     pub fn reads_padding(&self, pooling: TextPooling) -> bool {
         match self {
             Self::Bert(_) | Self::ModernBert(_) | Self::T5(_) | Self::M2m100(_) => false,
-            Self::TextTransformer(config) => config.attention == TextAttention::Full || pooling == TextPooling::Last,
+            Self::TextTransformer(config) => {
+                config.attention == TextAttention::Full || config.has_class_token() || pooling == TextPooling::Last
+            }
         }
     }
 

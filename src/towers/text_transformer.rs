@@ -95,6 +95,14 @@ impl TextAttention {
     }
 }
 
+impl TextTransformerConfig {
+    /// Whether a learned class token stands behind the text.
+    #[must_use]
+    pub fn has_class_token(&self) -> bool {
+        self.attention.class_token().is_some()
+    }
+}
+
 /// Which token [`TextPooling::Eos`] picks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -126,8 +134,8 @@ impl TextTransformer {
             ("max_position_embeddings", config.context_length),
         ];
         check_sizes(config.hidden_size, config.num_attention_heads, config.layer_norm_eps, &sizes)?;
-        if !matches!(pooling, TextPooling::Eos | TextPooling::Last | TextPooling::Mean | TextPooling::Cls) {
-            let message = format!("CLIP's text tower has no {pooling} pooling; use eos, last, mean or cls");
+        if !matches!(pooling, TextPooling::Eos | TextPooling::Mean | TextPooling::Cls | TextPooling::Last) {
+            let message = format!("CLIP's text tower has no {pooling} pooling; use eos, mean, cls or last");
             return Err(Error::argument("text pooling", message));
         }
         let size = config.hidden_size;
@@ -136,7 +144,7 @@ impl TextTransformer {
         }
         let init = Init::Normal { std: config.initializer_range as f32 };
         let embeddings = params.pp("embeddings");
-        let has_class_token = config.attention.class_token().is_some();
+        let has_class_token = config.has_class_token();
         let positions = config.context_length + usize::from(has_class_token);
         let blocks = BlockConfig {
             hidden_size: size,

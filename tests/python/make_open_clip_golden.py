@@ -1,6 +1,6 @@
 """Writes `tests/golden/open_clip_*/`: tiny checkpoints in open_clip's layout and what open_clip computes with them.
 
-Every folder holds `open_clip_config.json` and `open_clip_model.safetensors` with random weights in every tensor, plus
+Every folder holds `open_clip_config.json`, `open_clip_model.safetensors` with random weights in every tensor, and a tokenizer, plus
 
 * `golden.safetensors`: `input_ids`, `pixel_values`, `text.*` and `image.*` (`hidden_states.{i}`, the blocks' inputs and the
   last block's output; `last_hidden_state`; `pooled`, before the projection), `image_features`, `text_features`,
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import open_clip
 import torch
+from make_golden import clip_tokenizer
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from safetensors.torch import load_file, save_file
@@ -30,8 +31,9 @@ from torch.nn import functional as F
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 CONTEXT = 16
-VOCAB = 60
-BOS, EOS = 57, 58  # one id lies above the EOS, as tokens added later do
+TOKENIZER = clip_tokenizer()
+BOS, EOS = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
+VOCAB = len(TOKENIZER) + 3  # three ids lie above the EOS, as tokens added later do
 MAKERS = {}
 
 
@@ -175,6 +177,7 @@ def write(name, cfg, *, ids={}, image_size=None, weights=None, half=False, keep=
                   "interpolation": "bicubic", "resize_mode": "shortest"}
     config = {"model_cfg": cfg, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    TOKENIZER.save_pretrained(folder)
 
     inputs = input_ids(**ids), torch.randn(3, 3, size, size)
     again = open_clip.create_model(f"local-dir:{folder}").eval()

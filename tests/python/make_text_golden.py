@@ -221,6 +221,7 @@ def modernbert_biases():
 # --------------------------------------------------------------------------------------- Hugging Face towers in open_clip
 def open_clip_folder(name, hf_name, config, tokenizer, **text_cfg):
     """A model whose text tower is named `hf_name` and has the sizes of `config`, as open_clip builds, saves and computes it."""
+    from make_open_clip_golden import states, without
     from open_clip.model import CustomTextCLIP
 
     name = "open_clip_hf_" + name
@@ -244,16 +245,19 @@ def open_clip_folder(name, hf_name, config, tokenizer, **text_cfg):
 
     inputs = inputs_for(tokenizer)
     # The reference masks its padding id, whatever a tokenizer says.
-    inputs["input_ids"][inputs["attention_mask"] == 0] = config.pad_token_id
+    assert torch.equal(inputs["input_ids"] != config.pad_token_id, inputs["attention_mask"] == 1)
     pixels = torch.randn(3, 3, 8, 8)
 
     @torch.no_grad()
     def run(model, pixels):
-        text = model.text
-        states = text.transformer(**inputs, output_hidden_states=True)
+        text, visual = model.text, model.visual
+        tokens = text.transformer(**inputs, output_hidden_states=True)
+        patches = states(visual.transformer, lambda: visual(pixels))
+        image = {f"image.hidden_states.{i}": state for i, state in enumerate(patches)}
+        image |= {"image.last_hidden_state": patches[-1], "image.pooled": without(visual, "proj", lambda: visual(pixels))}
         features = model.encode_text(inputs["input_ids"]), model.encode_image(pixels)
         embeds = [torch.nn.functional.normalize(feature, dim=-1) for feature in features]
-        return {**base.tower_outputs("text", states, text.pooler(states, inputs["attention_mask"])),
+        return {**base.tower_outputs("text", tokens, text.pooler(tokens, inputs["attention_mask"])), **image,
                 "text_features": features[0], "image_features": features[1], "text_embeds": embeds[0], "image_embeds": embeds[1],
                 "logits_per_image": model.logit_scale.exp() * embeds[1] @ embeds[0].T, "logit_scale": model.logit_scale.detach()}
 
@@ -284,8 +288,8 @@ def open_clip_hf_xlmr():
 
 @golden
 def open_clip_hf_mt5():
-    config = tf.MT5Config(**t5_size(pad_token_id=0))
-    open_clip_folder("mt5", "google/mt5-base", config, xlmr_tokenizer(), hf_pooler_type="mean_pooler")
+    config = tf.MT5Config(**t5_size(pad_token_id=0, vocab_size=len(bert_tokenizer())))
+    open_clip_folder("mt5", "google/mt5-base", config, bert_tokenizer(), hf_pooler_type="mean_pooler")
 
 
 @golden
@@ -295,6 +299,89 @@ def open_clip_hf_nllb():
                              max_position_embeddings=1024, activation_function="relu")
     open_clip_folder("nllb", "facebook/nllb-200-distilled-600M", config, xlmr_tokenizer(), hf_pooler_type="cls_pooler",
                      hf_proj_type="linear")
+
+
+# ------------------------------------------------------------------------------------------------- sentence-transformers
+def sentence_folder(name, model, tokenizer, mode, max_seq_length, lower=False, normalize=False, arrange=None):
+    """What sentence-transformers saves for a transformer, a pooling and perhaps a normalisation; `arrange` makes an older
+    layout of it. The pooled output is what its Pooling module gives; ids are those of its own tokenisation."""
+    import sentence_transformers as st
+    from sentence_transformers.models import Normalize, Pooling, Transformer
+
+    torch.manual_seed(zlib.crc32(name.encode()))
+    folder = GOLDEN / name
+    shutil.rmtree(folder, ignore_errors=True)
+    plain = GOLDEN / (name + "_plain")
+    base.randomise(model)
+    model.save_pretrained(plain)
+    tokenizer.save_pretrained(plain)
+    transformer = Transformer(str(plain), max_seq_length=max_seq_length, do_lower_case=lower)
+    modules = [transformer, Pooling(model.config.hidden_size, pooling_mode=mode)] + [Normalize()] * normalize
+    st.SentenceTransformer(modules=modules, device="cpu").save(str(folder), create_model_card=False)
+    shutil.rmtree(plain)
+    if arrange:
+        arrange(folder)
+    if lower:  # versions before 6 kept the length here, not in the tokenizer's file
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_seq_length, "do_lower_case": True}) + "\n")
+        tokenizer.save_pretrained(folder)
+
+    again = st.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    again[0].auto_model.set_attn_implementation("eager")
+    inputs = inputs_for(tokenizer, (8, 5, 7))
+    with torch.no_grad():
+        states = again[0].auto_model.eval()(**inputs, output_hidden_states=True)
+        pooled = again[1]({"token_embeddings": states.last_hidden_state, **inputs})["sentence_embedding"]
+        features = again[0]({**inputs})
+    assert torch.equal(features["token_embeddings"], states.last_hidden_state)
+    tensors = {**inputs, **base.tower_outputs("text", states, pooled)}
+    texts = base.SAMPLE_TEXTS
+    with torch.no_grad():
+        tensors["sentence_embedding"] = torch.tensor(again.encode(texts))
+    save_file({key: value.clone().contiguous() for key, value in tensors.items()}, folder / "golden.safetensors")
+    batch = again.tokenize(texts)
+    facts = {"model": "SentenceTransformer", "sample_texts": texts, "sample_input_ids": batch["input_ids"].tolist()}
+    (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
+
+
+@golden
+def sentence_mean():
+    """The commonest form: MPNet, mean, a shorter length, normalised rows."""
+    sentence_folder("sentence_mean", tf.MPNetModel(mpnet_config()), mpnet_tokenizer(), "mean", 10, normalize=True)
+
+
+@golden
+def sentence_cls():
+    """A flag for each mode, as versions before 6 wrote it, and lower case."""
+    def arrange(folder):
+        path = folder / "1_Pooling" / "config.json"
+        flags = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
+        config = {"word_embedding_dimension": 16} | {f"pooling_mode_{flag}": flag == "cls_token" for flag in flags}
+        path.write_text(json.dumps(config | {"include_prompt": True}) + "\n")
+
+    size = base.text_size(len(base.roberta_tokenizer()), layer_norm_eps=1e-5, type_vocab_size=1, max_position_embeddings=CONTEXT + 2)
+    model = tf.RobertaModel(tf.RobertaConfig(**size), add_pooling_layer=False)
+    sentence_folder("sentence_cls", model, base.roberta_tokenizer(), "cls", 12, lower=True, arrange=arrange)
+
+
+@golden
+def sentence_max():
+    """The transformer in a folder of its own."""
+    def arrange(folder):
+        inner = folder / "0_Transformer"
+        inner.mkdir()
+        for path in list(folder.iterdir()):
+            if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json", "README.md"):
+                path.rename(inner / path.name)
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[0]["path"] = "0_Transformer"
+        (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
+
+    sentence_folder("sentence_max", tf.DistilBertModel(distilbert_config()), bert_tokenizer(), "max", None, arrange=arrange)
+
+
+@golden
+def sentence_last():
+    sentence_folder("sentence_last", tf.BertModel(base.bert_config()), bert_tokenizer(), "lasttoken", None)
 
 
 if __name__ == "__main__":

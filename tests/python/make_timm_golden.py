@@ -206,9 +206,7 @@ def states(prefix, blocks, found):
 def outputs(model, text, pixels):
     found = {}
     trunk, tower = model.visual.trunk, getattr(model, "text", model)
-    blocks = getattr(trunk, "blocks", None)
-    if blocks is None:  # a hierarchy
-        blocks = [block for layer in trunk.layers for block in layer.blocks]
+    blocks = trunk.blocks if hasattr(trunk, "blocks") else trunk.layers  # of a hierarchy the stages
     hooks = states("image", list(blocks), found) + states("text", list(tower.transformer.resblocks), found)
     ids = text["input_ids"]
 
@@ -226,6 +224,7 @@ def outputs(model, text, pixels):
     rows = torch.arange(len(ids))
     logits = model.logit_scale.exp() * image @ words.T
     bias = getattr(model, "logit_bias", None)
+    found = {key: value.flatten(1, 2) if value.ndim == 4 else value for key, value in found.items()}
     return {
         **found,
         "image.last_hidden_state": tokens.flatten(1, 2) if tokens.ndim == 4 else tokens,

@@ -11,12 +11,13 @@ mod part;
 mod resnet;
 mod text;
 mod timm;
+mod tokens;
 mod vit;
 
 pub(in crate::families) use part::{ImagePart, PartSource, TextPart, unsupported};
 pub(in crate::families) use timm::{TimmSource, TimmTower};
 
-use super::{ClipPlan, Families, Family, FamilySource, Plan, ProcessorPlan, Role, token_rules};
+use super::{ClipPlan, Families, Family, FamilySource, Plan, ProcessorPlan, Role};
 use crate::image::{ImageProcessorConfig, ImageSize};
 use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
@@ -87,13 +88,13 @@ impl Family for OpenClip {
         let heads = text.projection.put_under(heads, prefix, "text_projection")?;
         let heads = image.projection.put_under(heads, "visual", "visual_projection")?;
 
+        let tokens = tokens::token_rules(text_source.config(), &text)?;
         let mut text_renames = text.projection.leave_to_heads(text.renames)?;
         if prefix.is_empty() {
             let others = SCALES.iter().chain(&["visual.*", "text_decoder.*"]);
             text_renames = others.copied().try_fold(text_renames, |renames, name| renames.ignore(name))?;
         }
         let text_projection = (text.projection.config != image.projection.config).then_some(text.projection.config);
-        let tokens = token_rules(text.config.tower.context_length(), text.pad_id);
         Ok(Plan::Clip(Box::new(ClipPlan {
             config: ClipConfig {
                 text: text.config,

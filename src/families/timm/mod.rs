@@ -10,6 +10,7 @@ mod eva;
 mod fastvit;
 mod pool;
 mod sizes;
+mod swin;
 mod vit;
 mod vitamin;
 
@@ -22,7 +23,8 @@ use sizes::Sizes;
 pub(super) type Maker = fn(&TimmSource<'_>) -> Result<Option<TimmTower>>;
 
 /// The architectures there are.
-pub(super) const MAKERS: [Maker; 5] = [vit::tower, eva::tower, vitamin::tower, convnext::tower, fastvit::tower];
+pub(super) const MAKERS: [Maker; 6] =
+    [vit::tower, eva::tower, vitamin::tower, swin::tower, convnext::tower, fastvit::tower];
 
 /// One size of a tensor in the files, else what the name stands for.
 fn size(timm: &TimmSource<'_>, tensor: &str, axis: usize, named: usize) -> usize {

@@ -82,7 +82,7 @@ pub(super) const RULES: [(&str, &str); 23] = [
 pub(super) fn renames(rules: &[(&str, &str)]) -> Result<Renames> {
     let rules: Vec<_> = rules.iter().chain(&RULES).copied().collect();
     // What timm keeps as buffers in some versions, and counters of batch norms.
-    let extras = ["*.relative_position_index", "*.rel_coords_log", "*.num_batches_tracked", "rope.*"];
+    let extras = ["*.relative_position_index", "*.attn_mask", "*.rel_coords_log", "*.num_batches_tracked", "rope.*"];
     let renames = extras.iter().try_fold(Renames::new(&rules, &[])?, |renames, glob| renames.ignore(glob))?;
     let fused = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
     renames
