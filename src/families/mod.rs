@@ -5,6 +5,7 @@
 
 mod altclip;
 mod altclip_text;
+mod beit;
 mod bert;
 mod blip;
 mod blip_text;
@@ -225,6 +226,7 @@ impl Default for Families {
             Box::new(m2m100::M2m100),
             Box::new(vit::Vit),
             Box::new(dinov2::Dinov2),
+            Box::new(beit::Beit),
         ])
     }
 }

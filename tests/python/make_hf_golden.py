@@ -419,11 +419,11 @@ def beit():
 
 
 @golden
-def beit_shared():
-    """Masked training's: one bias for all blocks, a position table, no LayerScale, the class token."""
-    config = tf.BeitConfig(**vision_size(use_shared_relative_position_bias=True, use_absolute_position_embeddings=True,
-                                         use_mask_token=True, use_mean_pooling=False, layer_scale_init_value=0.0))
-    write_beit("beit_shared", tf.BeitModel(config), one("image"))
+def beit_absolute():
+    """A position table, no LayerScale, the class token, whose norm is the tower's."""
+    config = tf.BeitConfig(**vision_size(use_absolute_position_embeddings=True, use_mean_pooling=False,
+                                         layer_scale_init_value=0.0))
+    write_beit("beit_absolute", tf.BeitModel(config), one("image"))
 
 
 @golden
