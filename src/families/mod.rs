@@ -5,6 +5,7 @@
 
 mod altclip;
 mod altclip_text;
+mod beit;
 mod bert;
 mod blip;
 mod blip_text;
@@ -224,6 +225,7 @@ impl Default for Families {
             Box::new(m2m100::M2m100),
             Box::new(vit::Vit),
             Box::new(dinov2::Dinov2),
+            Box::new(beit::Beit),
         ])
     }
 }
@@ -234,6 +236,11 @@ impl Families {
     pub fn with(mut self, family: impl Family + 'static) -> Self {
         self.0.insert(0, Box::new(family));
         self
+    }
+
+    /// Every `model_type` that a family answers to, in the order in which families are asked.
+    pub fn model_types(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().flat_map(|family| family.model_types()).copied()
     }
 
     /// Whether a family answers to this `model_type`.
