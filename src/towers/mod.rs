@@ -178,6 +178,8 @@ pooling_names!(
 /// An image tower's configuration: which one, and its sizes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "tower", rename_all = "snake_case")]
+// There is one of them a model.
+#[allow(clippy::large_enum_variant)]
 #[non_exhaustive]
 pub enum ImageTowerConfig {
     /// Vision transformer: ViT, DeiT, DINOv2, CLIP's.
