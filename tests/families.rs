@@ -121,6 +121,9 @@ fn the_table_of_families_is_true() {
     // A run over some of the folders says nothing about the table.
     if std::env::var_os("GOLDEN").is_none() {
         let written = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(written == table, "docs/families.md is out of date; DIPTYCH_BLESS=1 cargo test --test families rewrites it");
+        assert!(
+            written == table,
+            "docs/families.md is out of date; DIPTYCH_BLESS=1 cargo test --test families rewrites it"
+        );
     }
 }

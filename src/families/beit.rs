@@ -41,7 +41,12 @@ impl Family for Beit {
                 false => ("use_absolute_position_embeddings", "true beside use_relative_position_bias"),
             };
             let context = config.path().display().to_string();
-            return Err(Error::unsupported(context, what, found, "use_relative_position_bias, as fine-tuned models have it"));
+            return Err(Error::unsupported(
+                context,
+                what,
+                found,
+                "use_relative_position_bias, as fine-tuned models have it",
+            ));
         }
         let mut tower = vit::base(config, 16, 1e-12)?;
         tower.qkv_bias = QkvBias::QueryAndValue;
@@ -66,7 +71,7 @@ impl Family for Beit {
             (None, false) => ImagePooling::Cls,
         };
         let norm = mean.then_some(("^pooler.layernorm", "post_layernorm"));
-        let rules: Vec<_> = [PREFIX].into_iter().chain(norm).chain(RULES).chain(vit::SHARED).collect();
+        let rules: Vec<_> = [PREFIX].into_iter().chain(norm).chain(vit::SHARED).chain(RULES).collect();
         let renames = Renames::new(&rules, &vit::EXTRAS)?.ignore("*relative_position_index")?.ignore("lm_head.*")?;
         let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling };
         Ok(Plan::Image(Box::new(ImagePlan { config, renames, processor: ProcessorPlan::Folder(ProcessorClass::Beit) })))

@@ -275,7 +275,13 @@ impl VitConfig {
     /// How many of the prefix tokens have a row in the position table.
     pub(super) fn positioned_prefix(&self) -> usize {
         match (self.positions, self.prefix_tokens) {
-            (PositionTable::Patches | PositionTable::None | PositionTable::Relative(_) | PositionTable::RelativeTable, _) => 0,
+            (
+                PositionTable::Patches
+                | PositionTable::None
+                | PositionTable::Relative(_)
+                | PositionTable::RelativeTable,
+                _,
+            ) => 0,
             (PositionTable::WithoutRegisters, PrefixTokens::ClassAndRegisters(_)) => 1,
             (PositionTable::All | PositionTable::WithoutRegisters, prefix) => prefix.count(),
         }
