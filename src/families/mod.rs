@@ -21,6 +21,7 @@ mod metaclip_2;
 mod modernbert;
 mod mpnet;
 mod open_clip;
+mod save;
 mod sentence_transformers;
 mod siglip;
 mod t5;
@@ -29,19 +30,17 @@ mod vision_text;
 mod vit;
 
 pub use config::Config;
+pub use save::ModelLayout;
+pub(crate) use save::{Outgoing, save_clip, save_clip_in};
 pub(crate) use sentence_transformers::SentenceTransformer;
 
 use std::collections::BTreeMap;
-use std::path::Path;
-
-use candle_core::{DType, Tensor};
-use serde_json::Value;
 
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::{ImageProcessorConfig, ProcessorClass};
-use crate::model::{ClipConfig, ClipModel};
+use crate::model::ClipConfig;
 use crate::text::{PadId, TokenRules};
-use crate::weights::{Parameters, Renames, Stored, View};
+use crate::weights::Renames;
 use crate::{Error, Result};
 
 /// What a family reads: a configuration, and the names of the tensors it goes with.
@@ -263,62 +262,4 @@ impl Families {
         })?;
         family.plan(self, source)
     }
-}
-
-/// Writes a model in the layout it came in, else in the first that can express it.
-pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Result<()> {
-    // transformers refuses other input sizes than the configuration's, to which we interpolate.
-    let input = model.image_encoder().processor().config().output_size();
-    let side = model.config().image.tower.image_size();
-    let naflex = model.image_encoder().naflex().is_some();
-    let fits = naflex || input.is_none_or(|size| (size.height as usize, size.width as usize) == (side, side));
-    if let Some(origin) = model.origin().filter(|_| fits) {
-        let mut config = origin.config.clone();
-        for key in ["dtype", "torch_dtype"] {
-            if let Some(named @ Value::String(_)) = config.get_mut(key) {
-                *named = Value::from(match dtype {
-                    DType::F16 => "float16",
-                    DType::BF16 => "bfloat16",
-                    _ => "float32",
-                });
-            }
-        }
-        return crate::loader::save_folder(model, &config, &origin.stored, folder, dtype);
-    }
-    let (model_config, pad_id) = (model.config(), model.text_encoder().tokenizer().pad_id());
-    let hugging_face = hf_clip::to_hugging_face(model_config, pad_id);
-    let hugging_face = hugging_face.or_else(|| siglip::to_hugging_face(model_config, pad_id));
-    let config: Value = match hugging_face.filter(|_| fits) {
-        Some(config) => config,
-        None => diptych::to_config(model.config(), model.text_encoder().tokenizer())?,
-    };
-    let stored = match config.get("model_type").and_then(Value::as_str) {
-        Some("diptych") => BTreeMap::new(),
-        _ => hugging_face_shapes(&model.parameters()),
-    };
-    crate::loader::save_folder(model, &config, &stored, folder, dtype)
-}
-
-/// Where CLIP's and SigLIP's files in Hugging Face's layout hold a tensor otherwise than we do: the class token without a row,
-/// the pooling query with one more axis, its three projections in one, SigLIP's scale and bias as lists of one.
-fn hugging_face_shapes(parameters: &Parameters) -> BTreeMap<String, Stored> {
-    const HEAD: &str = "vision_model.head.attention.";
-    let siglip = parameters.get("logit_bias").is_some();
-    let stored = |(name, tensor): (&str, &Tensor)| {
-        let whole = |shape: Vec<usize>| Stored { name: name.to_string(), shape, view: View::Whole };
-        let stored = match (name, tensor.dims()) {
-            ("logit_scale" | "logit_bias", _) if siglip => whole(vec![1]),
-            ("vision_model.embeddings.class_embedding", [1, size]) => whole(vec![*size]),
-            ("vision_model.head.probe", [size]) => whole(vec![1, 1, *size]),
-            (_, dims) => {
-                let (part, kind) = name.strip_prefix(HEAD)?.split_once("_proj.")?;
-                let index = ["q", "k", "v"].iter().position(|other| *other == part)?;
-                let shape = [&[3 * dims.first()?], &dims[1..]].concat();
-                let view = View::Part { index, count: 3 };
-                Stored { name: format!("{HEAD}in_proj_{kind}"), shape, view }
-            }
-        };
-        Some((name.to_string(), stored))
-    };
-    parameters.iter().filter_map(stored).collect()
 }

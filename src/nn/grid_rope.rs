@@ -43,19 +43,29 @@ impl Default for GridRope {
 }
 
 impl GridRope {
+    /// Refuses what no table can be made of: heads of `width` columns that four does not divide, a base or an offset that is no
+    /// number to compute with, a grid of nothing.
+    ///
+    /// # Errors
+    /// When it is one of these.
+    pub fn check(&self, width: usize) -> Result<()> {
+        let numbers = self.base > 0.0 && self.base.is_finite() && self.offset.is_finite();
+        if width == 0 || !width.is_multiple_of(4) || !numbers || self.reference_grid == 0 {
+            let message = format!("{self:?} with {width} columns a head: four divides them, and the base is positive");
+            return Err(Error::argument("rope", message));
+        }
+        Ok(())
+    }
+
     /// The tables for a grid of `rows`×`columns` patches and heads of `width` columns, row of the grid after row.
     ///
     /// # Shapes
     /// (rows·columns, width).
     ///
     /// # Errors
-    /// When four does not divide `width`, or base or offset are no numbers to compute with.
+    /// As [`GridRope::check`].
     pub fn tables(&self, (rows, columns): (usize, usize), width: usize, device: &Device) -> Result<Rope> {
-        if width == 0 || !width.is_multiple_of(4) || !(self.base > 0.0 && self.base.is_finite()) {
-            let message =
-                format!("{width} columns a head and base {}; four divides one, the other is positive", self.base);
-            return Err(Error::argument("rope", message));
-        }
+        self.check(width)?;
         // The reference takes coordinates, frequencies and angles in f32.
         let bands: Vec<f32> =
             (0..width / 4).map(|i| 1.0 / (self.base as f32).powf(i as f32 / (width / 4) as f32)).collect();

@@ -4,20 +4,19 @@
 //! pixels (B,C,H,W) → patches (B,H/p,W/p,E₀) → stages, each but the first at half the side and twice the width → norm → mean →
 //! pooled (B,E₃). Maps have their channels last.
 
+mod windows;
+
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
 use crate::nn::{
-    Attend, Attention, AttentionConfig, BlockConfig, LayerNorm, Linear, Mlp, MlpKind, NormPosition, PatchEmbed, QkvBias,
-    map_mean, map_tokens, pair_biases, way_count,
+    Attend, Attention, AttentionConfig, BlockConfig, LayerNorm, Linear, Mlp, MlpKind, NormPosition, PatchEmbed,
+    QkvBias, map_mean, map_tokens, pair_biases, way_count,
 };
 use crate::ops::{Activation, AttentionMask};
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
-
-mod windows;
-
 use windows::Windows;
 
 /// Sizes of a Swin.

@@ -95,7 +95,8 @@ def oc_timm_eva():
 
 @golden
 def oc_timm_eva02():
-    return dict(model="EVA02-L-14-336", image_size=24, trunk=dict(embed_dim=32, depth=2, patch_size=8, num_heads=4))
+    return dict(model="EVA02-L-14-336", image_size=24, seed=1,
+                trunk=dict(embed_dim=32, depth=2, patch_size=8, num_heads=4))
 
 
 @golden
@@ -183,7 +184,7 @@ def randomise(model):
 def inputs(pixels):
     tokenizer = clip_tokenizer()
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    text = text_inputs([CONTEXT, 6, 9], bos, eos, 0, range(3, bos))
+    text = text_inputs([CONTEXT, 6], bos, eos, 0, range(3, bos))
     return text, torch.randn(2, 3, pixels, pixels)
 
 
@@ -237,9 +238,10 @@ def outputs(model, text, pixels):
     }
 
 
-def write(name, model, image_size, trunk=None, create=None, pixels=None):
-    """Writes the folder `name`: the shipped configuration `model` with a tower of `trunk`'s sizes."""
-    torch.manual_seed(zlib.crc32(name.encode()))
+def write(name, model, image_size, trunk=None, create=None, pixels=None, seed=0):
+    """Writes the folder `name`: the shipped configuration `model` with a tower of `trunk`'s sizes. `seed`: another draw,
+    where the first is ill conditioned."""
+    torch.manual_seed(zlib.crc32(name.encode()) + seed)
     config = json.loads((CONFIGS / f"{model}.json").read_text())
     pixels = pixels or image_size
     vision = {**config["vision_cfg"], "image_size": pixels}

@@ -16,8 +16,6 @@ pub(in crate::families) struct TimmSource<'a> {
     pub(in crate::families) pool: String,
     /// Side of the square input in pixels (`image_size`); the architecture's own where the file says nothing.
     pub(in crate::families) image_size: Option<usize>,
-    /// Width D of the shared space.
-    pub(in crate::families) embed_dim: usize,
     /// `vision_cfg`, and the tensors below `visual.trunk.` by their names there.
     pub(in crate::families) source: FamilySource<'a>,
 }
@@ -44,7 +42,6 @@ pub(super) fn image_part(part: &PartSource<'_>, name: &str) -> Result<ImagePart>
         name: name.split('.').next().unwrap_or(name).to_string(),
         pool: config.text("timm_pool")?.unwrap_or_else(|| "avg".to_string()),
         image_size: Some(config.side("image_size", 224)?),
-        embed_dim: part.embed_dim,
         source: FamilySource { config: config.clone(), tensors: part.source.below("trunk"), role: part.source.role },
     };
     let found = timm::MAKERS.iter().find_map(|maker| maker(&tower).transpose()).transpose()?;

@@ -34,7 +34,8 @@ impl Windows {
         for top in (0..full_rows).step_by(window) {
             for left in (0..full_columns).step_by(window) {
                 let inside = (top..top + window).flat_map(|row| (left..left + window).map(move |column| (row, column)));
-                let part = |(row, column)| 3 * part(row, full_rows, window, shift) + part(column, full_columns, window, shift);
+                let part =
+                    |(row, column)| 3 * part(row, full_rows, window, shift) + part(column, full_columns, window, shift);
                 let mut parts: Vec<u8> = inside.clone().map(part).collect();
                 // Where all is one part, nothing is hidden, whichever part that is.
                 if parts.iter().all(|part| *part == parts[0]) {
@@ -51,11 +52,7 @@ impl Windows {
     ///
     /// # Shapes
     /// `x` (B,H,W,E) → (B,H,W,E); `run`: (N,w·w,E), (w·w,w·w) → (N,w·w,E).
-    pub(super) fn each(
-        &self,
-        x: &Tensor,
-        run: impl Fn(&Tensor, Option<&Tensor>) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+    pub(super) fn each(&self, x: &Tensor, run: impl Fn(&Tensor, Option<&Tensor>) -> Result<Tensor>) -> Result<Tensor> {
         let (batch, rows, columns, size) = self.sizes;
         let count = rows * columns;
         let places = |list: Vec<usize>| {

@@ -319,6 +319,9 @@ impl VitConfig {
             return Err(Error::argument("image_size", message));
         }
         self.stem.check(self.patch_size)?;
+        if let Some(rope) = self.rope {
+            rope.check(self.hidden_size / self.num_attention_heads)?;
+        }
         if let PositionTable::Relative(size) = self.positions {
             check_sizes(self.hidden_size, self.num_attention_heads, self.layer_norm_eps, &[("relative", size)])?;
         }

@@ -66,8 +66,25 @@ pub(super) enum Stem {
 
 /// The convolutions of a hybrid.
 pub(super) enum Backbone {
-    MobileClip { first: (Conv2d, BatchNorm2d), second: (Conv2d, BatchNorm2d), last: Conv2d },
+    MobileClip(Box<MobileClipStem>),
     Vitamin(Box<MbConvStages>),
+}
+
+/// MobileCLIP-B's three convolutions, two of them with a norm.
+pub(super) struct MobileClipStem {
+    first: (Conv2d, BatchNorm2d),
+    second: (Conv2d, BatchNorm2d),
+    last: Conv2d,
+}
+
+impl MobileClipStem {
+    /// (B,H,W,C) → (B,H/16,W/16,E).
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let layer = |(conv, norm): &(Conv2d, BatchNorm2d), x: &Tensor| {
+            ops::activate(&norm.forward(&conv.forward(x)?)?, Activation::Gelu)
+        };
+        self.last.forward(&layer(&self.second, &layer(&self.first, x)?)?)
+    }
 }
 
 impl Stem {
@@ -87,11 +104,11 @@ impl Stem {
                     Ok((conv, BatchNorm2d::new(&params.pp(i).pp("bn"), inner, BatchNorm2d::EPS)?))
                 };
                 let last = params.pp(2).pp("conv");
-                Backbone::MobileClip {
+                Backbone::MobileClip(Box::new(MobileClipStem {
                     first: layer(0, channels, Window::tiling(4))?,
                     second: layer(1, inner, Window::tiling(2))?,
                     last: Conv2d::with_bias(&last, inner, size, Window::tiling(2), Channels::Dense)?,
-                }
+                }))
             }
             PatchStem::Vitamin { widths, depths } => {
                 Backbone::Vitamin(Box::new(MbConvStages::new(&params, channels, widths, depths, size)?))
@@ -110,12 +127,8 @@ impl Stem {
             Self::Hybrid { channels, backbone } => (*channels, backbone),
         };
         let map = match backbone {
-            Backbone::MobileClip { first, second, last } => {
-                let layer = |(conv, norm): &(Conv2d, BatchNorm2d), x: &Tensor| {
-                    ops::activate(&norm.forward(&conv.forward(x)?)?, Activation::Gelu)
-                };
-                let x = channels_last(pixel_values, first.0.dtype(), channels, HYBRID_PATCH)?;
-                last.forward(&layer(second, &layer(first, &x)?)?)?
+            Backbone::MobileClip(stem) => {
+                stem.forward(&channels_last(pixel_values, stem.last.dtype(), channels, HYBRID_PATCH)?)?
             }
             Backbone::Vitamin(stages) => {
                 stages.forward(&channels_last(pixel_values, stages.dtype(), channels, HYBRID_PATCH)?)?
