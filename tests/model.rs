@@ -5,6 +5,7 @@ mod common;
 use common::{Golden, relative_error};
 use diptych::candle::{DType, Device, Tensor};
 use diptych::candle_nn::{VarBuilder, VarMap};
+use diptych::families::ModelLayout;
 use diptych::text::TextTokenizer;
 use diptych::weights::{Params, VarBuilderSource};
 use diptych::{ClipModel, Loaded, Loader, ProjectionConfig};
@@ -211,6 +212,27 @@ fn a_new_model_of_a_published_design_is_written_in_hugging_faces_layout() {
             assert_eq!((a_name, a.dims(), bits(a)), (b_name, b.dims(), bits(b)), "{name}");
         }
     }
+}
+
+#[test]
+fn a_model_comes_back_from_our_own_layout_byte_for_byte() {
+    for name in ["clip", "siglip", "siglip2_naflex"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (ours, theirs) = (folder.path().join("ours"), kept(&folder, &format!("{name}.through_ours")));
+        load(name).save_pretrained_in(&ours, ModelLayout::Diptych).expect(name);
+        let again = ClipModel::from_pretrained(ours.to_str().expect("UTF-8")).expect(name);
+        again.save_pretrained_in(&theirs, ModelLayout::HuggingFace).expect(name);
+        let bytes = |path: &std::path::Path| {
+            let tensors = diptych::candle::safetensors::load(path.join("model.safetensors"), &Device::Cpu).expect(name);
+            tensors.into_iter().map(|(n, t)| (n, (t.dims().to_vec(), bits(&t)))).collect::<std::collections::BTreeMap<_, _>>()
+        };
+        assert!(bytes(&theirs) == bytes(&Golden::named(name).path), "{name}");
+    }
+}
+
+/// A place in `folder`, or below DIPTYCH_SAVED, where `tests/python/check_saved.py` reads what was saved.
+fn kept(folder: &tempfile::TempDir, name: &str) -> std::path::PathBuf {
+    std::env::var_os("DIPTYCH_SAVED").map_or_else(|| folder.path().join(name), |kept| std::path::Path::new(&kept).join(name))
 }
 
 #[test]
@@ -439,7 +461,7 @@ fn load_and_save_give_back_every_tensor_of_the_file_byte_for_byte() {
     // Whose processor makes another size than the tower's goes into our own layout.
     for name in DUAL.into_iter().filter(|name| *name != "clip_gelu_eos2").chain(others) {
         let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("saved");
+        let path = kept(&folder, &format!("{name}.as_loaded"));
         load(name).save_pretrained(&path).expect(name);
         let read = |path: &std::path::Path| {
             diptych::candle::safetensors::load(path.join("model.safetensors"), &Device::Cpu).expect(name)

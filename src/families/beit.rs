@@ -71,7 +71,7 @@ impl Family for Beit {
             (None, false) => ImagePooling::Cls,
         };
         let norm = mean.then_some(("^pooler.layernorm", "post_layernorm"));
-        let rules: Vec<_> = [PREFIX].into_iter().chain(norm).chain(RULES).chain(vit::SHARED).collect();
+        let rules: Vec<_> = [PREFIX].into_iter().chain(norm).chain(vit::SHARED).chain(RULES).collect();
         let renames = Renames::new(&rules, &vit::EXTRAS)?.ignore("*relative_position_index")?.ignore("lm_head.*")?;
         let config = ImageEncoderConfig { tower: ImageTowerConfig::Vit(tower), pooling };
         Ok(Plan::Image(Box::new(ImagePlan { config, renames, processor: ProcessorPlan::Folder(ProcessorClass::Beit) })))

@@ -13,10 +13,7 @@ use crate::families::{
     ClipPlan, Config, Families, FamilySource, ImagePlan, Outgoing, Plan, ProcessorPlan, Role, SentenceTransformer,
     TextPlan,
 };
-use crate::image::{
-    DecodeOptions, Filter, ImageProcessor, ImageProcessorConfig, ImageSize, NaflexConfig, NaflexProcessor, Resize,
-    ResizeTo,
-};
+use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig, NaflexConfig, NaflexProcessor};
 use crate::model::{ClipConfig, ClipModel, Origin};
 use crate::text::TextTokenizer;
 use crate::towers::{ImagePooling, TextPooling};
@@ -364,7 +361,7 @@ impl Loader {
         let mut config = match plan {
             ProcessorPlan::Folder(class) => ImageProcessorConfig::from_folder(files.folder.path(), class)?,
             ProcessorPlan::Given(config) => *config,
-            ProcessorPlan::Naflex => self.naflex_squares(files)?,
+            ProcessorPlan::Naflex => NaflexConfig::from_folder(files.folder.path())?.squares(),
         };
         if let Some(size) = self.image_size {
             config = config.with_image_size(size)?;
@@ -381,23 +378,6 @@ impl Loader {
         }
         let processor = NaflexProcessor::new(NaflexConfig::from_folder(files.folder.path())?)?;
         Ok(Some(processor.with_decode_options(self.decode)))
-    }
-
-    /// The largest squares that have no more patches than a NaFlex processor makes, prepared as it prepares images.
-    fn naflex_squares(&self, files: &Files) -> Result<ImageProcessorConfig> {
-        let naflex = NaflexConfig::from_folder(files.folder.path())?;
-        let side = naflex.max_num_patches.isqrt().saturating_mul(naflex.patch_size);
-        Ok(ImageProcessorConfig {
-            resize: Some(Resize {
-                to: ResizeTo::Exact(ImageSize::square(side)),
-                filter: naflex.filter.unwrap_or(Filter::Bilinear),
-            }),
-            crop: None,
-            rescale_factor: naflex.rescale_factor,
-            normalize: naflex.normalize,
-            transparency: naflex.transparency,
-            ..ImageProcessorConfig::clip()
-        })
     }
 }
 
