@@ -11,13 +11,13 @@ use crate::{Error, Result};
 /// (Liu et al. 2021, arXiv 2111.09883, section 3.3; reference: `RelPosMlp` of timm in its mode `cr`). Tokens before the patches
 /// have no bias.
 #[derive(Debug, Clone)]
-pub struct RelativePositions {
+pub struct LogRelativePositions {
     fc1: Linear,
     fc2: Linear,
     num_heads: usize,
 }
 
-impl RelativePositions {
+impl LogRelativePositions {
     /// Reads `fc1` (H,2) and `fc2` (heads,H).
     ///
     /// # Errors

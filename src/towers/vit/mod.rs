@@ -20,7 +20,7 @@ use candle_core::Tensor;
 
 use super::{Collect, ImagePooling, ImageTower, TowerOutput};
 use crate::Result;
-use crate::nn::{Attend, Encoder, LayerNorm, RelativePositions, Rope, interpolate_positions};
+use crate::nn::{Attend, Encoder, LayerNorm, LogRelativePositions, Rope, interpolate_positions};
 use crate::ops::{self, AttentionMask};
 use crate::weights::{Init, Params};
 use head::Head;
@@ -35,7 +35,7 @@ pub(super) struct Vit {
     prefix: Vec<Tensor>,
     positions: Option<Tensor>,
     /// One a block, for towers with relative positions.
-    relative: Vec<RelativePositions>,
+    relative: Vec<LogRelativePositions>,
     embedding_norm: Option<LayerNorm>,
     encoder: Encoder,
     output_norm: LayerNorm,
@@ -100,11 +100,11 @@ impl Vit {
         })
     }
 
-    fn relative_positions(layers: &Params, config: &VitConfig, init: Init) -> Result<Vec<RelativePositions>> {
+    fn relative_positions(layers: &Params, config: &VitConfig, init: Init) -> Result<Vec<LogRelativePositions>> {
         let PositionTable::Relative(hidden_size) = config.positions else { return Ok(Vec::new()) };
         let new = |i: usize| {
             let params = layers.pp(i).pp("self_attn.relative_positions");
-            RelativePositions::new(&params, hidden_size, config.num_attention_heads, init)
+            LogRelativePositions::new(&params, hidden_size, config.num_attention_heads, init)
         };
         (0..config.num_hidden_layers).map(new).collect()
     }
