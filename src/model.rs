@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::encoder::{Built, ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig};
+use crate::families::ModelLayout;
 use crate::image::{ImageInput, ImageProcessor, NaflexProcessor};
 use crate::loader::Loader;
 use crate::logit_scale::{LogitConfig, LogitScale};
@@ -262,6 +263,17 @@ impl ClipModel {
     /// As [`ClipModel::save_pretrained`].
     pub fn save_pretrained_as(&self, folder: impl AsRef<Path>, dtype: DType) -> Result<()> {
         crate::families::save_clip(self, folder.as_ref(), dtype)
+    }
+
+    /// [`ClipModel::save_pretrained`] in a layout of your choice. A model in transformers' CLIP layout is written in open_clip's
+    /// and the other way round where the other has words for it: native towers with the same activation, a processor that
+    /// crops to the size it resizes to.
+    ///
+    /// # Errors
+    /// When the layout has no words for the model, or as [`ClipModel::save_pretrained`].
+    pub fn save_pretrained_in(&self, folder: impl AsRef<Path>, layout: ModelLayout) -> Result<()> {
+        let dtype = self.heads.parameters().iter().next().map_or(DType::F32, |(_, t)| t.dtype());
+        crate::families::save_clip_in(self, layout, folder.as_ref(), dtype)
     }
 
     /// Unit rows for images: paths, bytes or decoded images. No graph is kept.

@@ -619,6 +619,19 @@ fn convolutions_of_several_parts_agree_with_their_definition() {
 }
 
 #[test]
+fn no_maps_give_no_maps() {
+    for dtype in [DType::F32, DType::F64] {
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
+        let (x, window) = (zeros(&[0, 5, 4, 3]), Window::centred(3, 2));
+        assert_eq!(ops::conv2d(&x, &zeros(&[7, 3, 3, 3]), window).unwrap().dims(), [0, 3, 2, 7]);
+        assert_eq!(ops::depthwise_conv2d(&x, &zeros(&[6, 1, 3, 3]), window).unwrap().dims(), [0, 3, 2, 6]);
+        assert!(ops::conv2d(&x, &zeros(&[7, 2, 3, 3]), window).is_err());
+        assert!(ops::depthwise_conv2d(&x, &zeros(&[7, 1, 3, 3]), window).is_err());
+        assert!(ops::conv2d(&x.narrow(1, 0, 1).unwrap(), &zeros(&[7, 3, 2, 2]), Window::tiling(2)).is_err());
+    }
+}
+
+#[test]
 fn an_average_leaves_out_what_fills_no_square() {
     let x = operand(1, &[2, 5, 4, 3]);
     let mean = |x: &[Tensor]| {

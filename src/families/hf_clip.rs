@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use super::save::essence;
 use super::{ClipPlan, Config, Families, Family, FamilySource, ImagePlan, Plan, ProcessorPlan, TextPlan, token_rules};
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::ProcessorClass;
@@ -191,7 +192,7 @@ pub(super) fn to_hugging_face(config: &ClipConfig, pad_id: u32) -> Option<Value>
     // What the family cannot say is lost on reading back: then it does not fit.
     let back = Config::new(std::path::Path::new("config.json"), value.clone()).and_then(|config| clip(&config));
     match back {
-        Ok(Plan::Clip(plan)) if linear && plan.config == *config => Some(value),
+        Ok(Plan::Clip(plan)) if linear && essence(&plan.config) == essence(config) => Some(value),
         _ => None,
     }
 }

@@ -5,6 +5,7 @@
 
 mod altclip;
 mod altclip_text;
+mod beit;
 mod bert;
 mod blip;
 mod blip_text;
@@ -20,6 +21,7 @@ mod metaclip_2;
 mod modernbert;
 mod mpnet;
 mod open_clip;
+mod save;
 mod sentence_transformers;
 mod siglip;
 mod t5;
@@ -28,17 +30,15 @@ mod vision_text;
 mod vit;
 
 pub use config::Config;
+pub use save::ModelLayout;
+pub(crate) use save::{Outgoing, save_clip, save_clip_in};
 pub(crate) use sentence_transformers::SentenceTransformer;
 
 use std::collections::BTreeMap;
-use std::path::Path;
-
-use candle_core::DType;
-use serde_json::Value;
 
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::{ImageProcessorConfig, ProcessorClass};
-use crate::model::{ClipConfig, ClipModel};
+use crate::model::ClipConfig;
 use crate::text::{PadId, TokenRules};
 use crate::weights::Renames;
 use crate::{Error, Result};
@@ -225,6 +225,7 @@ impl Default for Families {
             Box::new(m2m100::M2m100),
             Box::new(vit::Vit),
             Box::new(dinov2::Dinov2),
+            Box::new(beit::Beit),
         ])
     }
 }
@@ -235,6 +236,11 @@ impl Families {
     pub fn with(mut self, family: impl Family + 'static) -> Self {
         self.0.insert(0, Box::new(family));
         self
+    }
+
+    /// Every `model_type` that a family answers to, in the order in which families are asked.
+    pub fn model_types(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().flat_map(|family| family.model_types()).copied()
     }
 
     /// Whether a family answers to this `model_type`.
@@ -256,34 +262,4 @@ impl Families {
         })?;
         family.plan(self, source)
     }
-}
-
-/// Writes a model in the layout it came in, else in the first that can express it.
-pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Result<()> {
-    // transformers refuses other input sizes than the configuration's, to which we interpolate.
-    let input = model.image_encoder().processor().config().output_size();
-    let side = model.config().image.tower.image_size();
-    let naflex = model.image_encoder().naflex().is_some();
-    let fits = naflex || input.is_none_or(|size| (size.height as usize, size.width as usize) == (side, side));
-    if let Some(origin) = model.origin().filter(|_| fits) {
-        let mut config = origin.config.clone();
-        for key in ["dtype", "torch_dtype"] {
-            if let Some(named @ Value::String(_)) = config.get_mut(key) {
-                *named = Value::from(match dtype {
-                    DType::F16 => "float16",
-                    DType::BF16 => "bfloat16",
-                    _ => "float32",
-                });
-            }
-        }
-        return crate::loader::save_folder(model, &config, &origin.stored, folder, dtype);
-    }
-    let (model_config, pad_id) = (model.config(), model.text_encoder().tokenizer().pad_id());
-    let hugging_face = hf_clip::to_hugging_face(model_config, pad_id);
-    let hugging_face = hugging_face.or_else(|| siglip::to_hugging_face(model_config, pad_id));
-    let config: Value = match hugging_face.filter(|_| fits) {
-        Some(config) => config,
-        None => diptych::to_config(model.config(), model.text_encoder().tokenizer())?,
-    };
-    crate::loader::save_folder(model, &config, &BTreeMap::new(), folder, dtype)
 }

@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 
+use super::save::essence;
 use super::{ClipPlan, Config, Families, Family, FamilySource, ImagePlan, Plan, ProcessorPlan, TextPlan};
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::ProcessorClass;
@@ -205,15 +206,10 @@ pub(super) fn to_hugging_face(config: &ClipConfig, pad_id: u32) -> Option<Value>
         true => value["vision_config"]["num_patches"] = (image.image_size / image.patch_size.max(1)).pow(2).into(),
         false => value["vision_config"]["image_size"] = image.image_size.into(),
     }
-    // What the family cannot say is lost on reading back: then it does not fit. Which token an end-of-text pooling would pick
-    // says nothing about a tower that pools the last one.
-    let mut wanted = config.clone();
-    if let TextTowerConfig::TextTransformer(text) = &mut wanted.text.tower {
-        text.pooled_token = PooledToken::FirstLargest;
-    }
+    // What the family cannot say is lost on reading back: then it does not fit.
     let back = Config::new(std::path::Path::new("config.json"), value.clone()).and_then(|config| clip(&config, naflex));
     match back {
-        Ok(Plan::Clip(plan)) if plan.config == wanted => Some(value),
+        Ok(Plan::Clip(plan)) if essence(&plan.config) == essence(config) => Some(value),
         _ => None,
     }
 }

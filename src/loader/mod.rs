@@ -10,7 +10,8 @@ use serde_json::Value;
 use crate::Inspection;
 use crate::encoder::{ImageEncoder, TextEncoder};
 use crate::families::{
-    ClipPlan, Config, Families, FamilySource, ImagePlan, Plan, ProcessorPlan, Role, SentenceTransformer, TextPlan,
+    ClipPlan, Config, Families, FamilySource, ImagePlan, Outgoing, Plan, ProcessorPlan, Role, SentenceTransformer,
+    TextPlan,
 };
 use crate::image::{
     DecodeOptions, Filter, ImageProcessor, ImageProcessorConfig, ImageSize, NaflexConfig, NaflexProcessor, Resize,
@@ -437,26 +438,19 @@ impl ParamSource for Branches {
     }
 }
 
-/// Writes a model's folder under `config`, complete or not at all. `stored` says how the file is to hold what it does not hold
-/// under our own names.
-pub(crate) fn save_folder(
-    model: &ClipModel,
-    config: &Value,
-    stored: &BTreeMap<String, Stored>,
-    folder: &Path,
-    dtype: DType,
-) -> Result<()> {
+/// Writes a model's folder, complete or not at all.
+pub(crate) fn save_folder(model: &ClipModel, outgoing: &Outgoing, folder: &Path, dtype: DType) -> Result<()> {
+    let Outgoing { layout, config, stored } = outgoing;
     weights::save_folder(folder, |target| {
-        write_json(&target.join("config.json"), config)?;
-        let processor = model.image_encoder().preprocessor_config()?;
-        write_json(&target.join("preprocessor_config.json"), &processor)?;
+        write_json(&target.join(layout.config_file()), config)?;
+        if *layout == Layout::HuggingFace {
+            let processor = model.image_encoder().preprocessor_config()?;
+            write_json(&target.join("preprocessor_config.json"), &processor)?;
+        }
         model.text_encoder().tokenizer().save(target)?;
         let tensors = weights::as_stored(&model.parameters(), stored, dtype)?;
-        weights::save_safetensors(
-            target.join("model.safetensors"),
-            tensors.iter().map(|(n, t)| (n.as_str(), t.clone())),
-            &[],
-        )
+        let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()));
+        weights::save_safetensors(target.join(layout.weights_file()), tensors, &[])
     })
 }
 

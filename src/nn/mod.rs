@@ -25,5 +25,5 @@ pub use mlp::{Mlp, MlpKind};
 pub use norm::Norm;
 pub use patch_embed::PatchEmbed;
 pub use position::{PositionResize, interpolate_positions};
-pub use relative_positions::{LogRelativePositions, pair_biases, way_count};
+pub use relative_positions::{RelativePositions, pair_biases, way_count};
 pub use rope::Rope;

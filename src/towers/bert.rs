@@ -60,6 +60,28 @@ pub enum Positions {
     AfterPadding(u32),
 }
 
+impl Default for BertConfig {
+    /// BERT-base: what a family's configuration departs from.
+    fn default() -> Self {
+        Self {
+            vocab_size: 30522,
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            intermediate_size: 3072,
+            hidden_act: Activation::Gelu,
+            layer_norm_eps: 1e-12,
+            max_position_embeddings: 512,
+            type_vocab_size: 2,
+            positions: Positions::FromZero,
+            relative_positions: None,
+            head: BertHead::None,
+            pooler: false,
+            initializer_range: 0.02,
+        }
+    }
+}
+
 /// What comes after the last block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

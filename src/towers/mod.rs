@@ -16,10 +16,10 @@ mod vit;
 
 pub use bert::{BertConfig, BertHead, Positions};
 pub use bert_cross::CrossBert;
-pub use modernbert::{BiasedLayers, ModernBertConfig, Sight};
 pub use convnext::{ConvNextConfig, ConvNextStageConfig};
 pub use fastvit::{AttentionNorm, BranchForm, Downsample, FastVitConfig, FastVitStageConfig, TokenMixer};
 pub use m2m100::M2m100Config;
+pub use modernbert::{BiasedLayers, ModernBertConfig, Sight};
 pub use relative::RelativePositions;
 pub use resnet::ResNetConfig;
 pub use swin::{SwinConfig, SwinStageConfig};
@@ -178,6 +178,8 @@ pooling_names!(
 /// An image tower's configuration: which one, and its sizes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "tower", rename_all = "snake_case")]
+// There is one of them a model.
+#[allow(clippy::large_enum_variant)]
 #[non_exhaustive]
 pub enum ImageTowerConfig {
     /// Vision transformer: ViT, DeiT, DINOv2, CLIP's.

@@ -18,6 +18,8 @@ use crate::{Error, Result};
 pub(super) const WEIGHTS: &str = "model.safetensors";
 /// The list of the files where there are several.
 pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
+/// What open_clip calls its weights.
+pub(super) const OPEN_CLIP_WEIGHTS: &str = "open_clip_model.safetensors";
 /// What describes the inputs of a model, and its pooling. Each of them may be missing.
 pub(super) const OPTIONAL_FILES: [&str; 16] = [
     "tokenizer.json",
@@ -63,6 +65,15 @@ impl Layout {
         }
     }
 
+    /// The name of the file that weights are saved in.
+    #[must_use]
+    pub const fn weights_file(self) -> &'static str {
+        match self {
+            Self::HuggingFace => WEIGHTS,
+            Self::OpenClip => OPEN_CLIP_WEIGHTS,
+        }
+    }
+
     /// The weights among files of which `has` tells whether they are there: the best that this build can read.
     pub(super) fn weights(self, has: impl Fn(&str) -> bool) -> Option<WeightsName> {
         self.all_weights().iter().copied().find(|weights| weights.is_readable() && has(weights.name))
@@ -86,7 +97,7 @@ impl Layout {
             Self::OpenClip => {
                 const {
                     &[
-                        name("open_clip_model.safetensors", Form::Single, ".safetensors"),
+                        name(OPEN_CLIP_WEIGHTS, Form::Single, ".safetensors"),
                         name("open_clip_pytorch_model.safetensors", Form::Single, ".safetensors"),
                         name("open_clip_pytorch_model.bin", Form::Single, ".bin"),
                     ]

@@ -34,6 +34,7 @@ pub use folder::Folder;
 pub use hub::{Download, HubOptions, Progress, resolve};
 pub use layout::Layout;
 pub use names::Renames;
+pub(crate) use names::View;
 pub use params::{Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
 pub use pattern::Pattern;
 pub use save::{check_save_target, save_folder, save_safetensors, write_atomic};

@@ -134,6 +134,27 @@ impl Renames {
         vec![(ours, if transposed { View::Transposed } else { View::Whole })]
     }
 
+    /// The way back: which tensor of a file the parameter that we call `ours` is, and how. `None` where the rules do not say,
+    /// as where several spellings of the file mean the same.
+    pub(crate) fn file_name(&self, ours: &str) -> Option<(String, View)> {
+        let mut name: Vec<String> = ours.split('.').map(str::to_string).collect();
+        let transposed = self.transposed.iter().any(|glob| glob.matches(ours));
+        let mut view = if transposed { View::Transposed } else { View::Whole };
+        let parts = self.splits.iter().flat_map(|split| split.into.iter().enumerate().map(move |part| (split, part)));
+        for (Split { from, into }, (index, to)) in parts {
+            if let Some(at) = name.windows(to.len()).position(|window| window == to) {
+                name.splice(at..at + to.len(), from.iter().cloned());
+                view = View::Part { index, count: into.len() };
+                break;
+            }
+        }
+        for Rule { place, from, to } in self.rules.iter().rev() {
+            Rule { place: *place, from: to.clone(), to: from.clone() }.apply(&mut name);
+        }
+        let name = self.within.iter().chain(&name).cloned().collect::<Vec<_>>().join(".");
+        self.views(&name).contains(&(ours.to_string(), view)).then_some((name, view))
+    }
+
     /// Our name of the tensor that the file calls `name`, or `None` if it lies outside of the prefix. What it is split into is
     /// not seen here.
     #[must_use]
@@ -284,6 +305,21 @@ mod tests {
         assert_eq!(names.views("proj"), [("proj".to_string(), View::Transposed)]);
         assert_eq!(names.views("0.attn.x"), [("0.self_attn.x".to_string(), View::Whole)]);
         assert!(names.split("", &[]).is_err());
+    }
+
+    #[test]
+    fn the_way_back_undoes_rules_splits_and_transposes_or_says_that_it_cannot() {
+        let names = Renames::new(&[("^blocks", "layers"), ("attn", "self_attn")], &[]).unwrap();
+        let names =
+            names.split("qkv.bias", &["q.bias", "k.bias"]).unwrap().transposed("proj").unwrap().within("visual");
+        let part = View::Part { index: 1, count: 2 };
+        assert_eq!(
+            names.file_name("layers.0.self_attn.k.bias"),
+            Some(("visual.blocks.0.attn.qkv.bias".to_string(), part))
+        );
+        assert_eq!(names.file_name("proj"), Some(("visual.proj".to_string(), View::Transposed)));
+        assert_eq!(names.file_name("x"), Some(("visual.x".to_string(), View::Whole)));
+        assert_eq!(names.file_name("attn.x"), None);
     }
 
     #[test]

@@ -12,11 +12,13 @@ use std::path::Path;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use serde_json::{Map, Value, json};
 
-use super::layout::{OPTIONAL_FILES, WEIGHTS, WEIGHTS_INDEX};
+use super::layout::{Layout, OPEN_CLIP_WEIGHTS, OPTIONAL_FILES, WEIGHTS, WEIGHTS_INDEX};
 use crate::{Error, Result};
 
 /// How the names of folders begin in which a save is under way, or was when the program ended.
 const STAGING: &str = ".saving-";
+/// The files that make a folder a model folder.
+const CONFIGS: [&str; 2] = [Layout::HuggingFace.config_file(), Layout::OpenClip.config_file()];
 /// How many numbers are turned into bytes at a time.
 const BLOCK: usize = 1 << 16;
 
@@ -123,7 +125,8 @@ fn target_entries(dir: &Path) -> Result<Option<Vec<String>>> {
         return Err(Error::file(dir, "is a file, where a folder is to be saved; choose another name"));
     }
     let entries = list(dir)?;
-    if !entries.is_empty() && !entries.iter().any(|name| name == "config.json" || name.starts_with(STAGING)) {
+    if !entries.is_empty() && !entries.iter().any(|name| CONFIGS.contains(&name.as_str()) || name.starts_with(STAGING))
+    {
         let message =
             "is not overwritten: it is not empty and no model folder (no config.json is in it); choose another folder";
         return Err(Error::file(dir, message));
@@ -149,7 +152,7 @@ fn save_new(dir: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
 /// Flushes what was written into the staging folder; its file names.
 fn finish(staging: &Path) -> Result<Vec<String>> {
     let files = list(staging)?;
-    if !files.iter().any(|name| name == "config.json") {
+    if !files.iter().any(|name| CONFIGS.contains(&name.as_str())) {
         return Err(Error::argument("write", "made no config.json, without which the folder is no model folder"));
     }
     for name in &files {
@@ -169,19 +172,23 @@ fn replace(dir: &Path, staging: &Path, files: &[String], old: &[String]) -> io::
     let obsolete: Vec<&String> = old.iter().filter(|name| belongs_to_model(name) && !files.contains(name)).collect();
     // One file is replaced at once; between several the folder must not pass for a model.
     let several = changed.len() + obsolete.len() > 1;
-    if several && dir.join("config.json").exists() {
-        std::fs::remove_file(dir.join("config.json"))?;
+    let is_config = |name: &&&String| CONFIGS.contains(&name.as_str());
+    if several {
+        for config in CONFIGS.map(|name| dir.join(name)).iter().filter(|config| config.exists()) {
+            std::fs::remove_file(config)?;
+        }
         sync_folder(dir)?;
     }
-    for name in obsolete {
+    for name in obsolete.iter().filter(|name| dir.join(name).exists()) {
         std::fs::remove_file(dir.join(name))?;
     }
-    for name in changed.iter().filter(|name| name.as_str() != "config.json") {
+    for name in changed.iter().filter(|name| !is_config(name)) {
         std::fs::rename(staging.join(name), dir.join(name))?;
     }
     sync_folder(dir)?;
-    if several || changed.iter().any(|name| name.as_str() == "config.json") {
-        std::fs::rename(staging.join("config.json"), dir.join("config.json"))?;
+    let configs = files.iter().filter(|name| CONFIGS.contains(&name.as_str()));
+    for name in configs.filter(|name| several || changed.contains(name)) {
+        std::fs::rename(staging.join(name), dir.join(name))?;
         sync_folder(dir)?;
     }
     for left_over in old.iter().filter(|name| name.starts_with(STAGING)) {
@@ -199,7 +206,8 @@ fn differs(old: &Path, new: &Path) -> bool {
 fn belongs_to_model(name: &str) -> bool {
     let shard = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
     OPTIONAL_FILES.contains(&name)
-        || [WEIGHTS, WEIGHTS_INDEX].contains(&name)
+        || CONFIGS.contains(&name)
+        || [WEIGHTS, WEIGHTS_INDEX, OPEN_CLIP_WEIGHTS].contains(&name)
         || shard.is_some_and(|numbers| numbers.contains("-of-"))
 }
 

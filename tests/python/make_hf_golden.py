@@ -404,6 +404,38 @@ def dinov2_swiglu_v5():
           processor=base.dinov2_processor(), image=lambda: pixels(8, 8), save_original_format=False)
 
 
+def beit_processor():
+    return tf.BeitImageProcessorPil(size={"height": 8, "width": 8}, crop_size={"height": 8, "width": 8}, do_center_crop=False)
+
+
+def write_beit(name, model, outputs, **options):
+    write(name, model, outputs, processor=beit_processor(), image=lambda: pixels(8, 8), **options)
+
+
+@golden
+def beit():
+    """As published: a bias on the scores for each block, LayerScale, the normed mean of the patches."""
+    write_beit("beit", tf.BeitModel(tf.BeitConfig(**vision_size(use_relative_position_bias=True))), one("image"))
+
+
+@golden
+def beit_absolute():
+    """A position table, no LayerScale, the class token, whose norm is the tower's."""
+    config = tf.BeitConfig(**vision_size(use_absolute_position_embeddings=True, use_mean_pooling=False,
+                                         layer_scale_init_value=0.0))
+    write_beit("beit_absolute", tf.BeitModel(config), one("image"))
+
+
+@golden
+def beit_cls():
+    model = tf.BeitForImageClassification(tf.BeitConfig(**vision_size(use_relative_position_bias=True, num_labels=7)))
+
+    def outputs(model, text, image):
+        return tower("image", model.beit, image) | {"image.pooled": model(**image).logits}
+
+    write_beit("beit_cls", model, torch.no_grad()(outputs))
+
+
 # ------------------------------------------------------------------------------------------ VisionTextDualEncoderModel
 @golden
 def vtde_siglip_bert():

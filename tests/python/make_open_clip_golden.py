@@ -5,7 +5,8 @@ Every folder holds `open_clip_config.json`, `open_clip_model.safetensors` with r
 * `golden.safetensors`: `input_ids`, `pixel_values`, `text.*` and `image.*` (`hidden_states.{i}`, the blocks' inputs and the
   last block's output; `last_hidden_state`; `pooled`, before the projection), `image_features`, `text_features`,
   `image_embeds`, `text_embeds`, `logits_per_image`, `logit_scale`;
-* `golden.json`: the class that computed it.
+* `golden.json`: the class that computed it, and `sample_texts` with the ids that open_clip's tokenizer gives;
+* `sample_pixel_values` in `golden.safetensors`: `sample.png` through open_clip's transform.
 
 `text.last_hidden_state` is normed by `ln_final`. `image.last_hidden_state` is normed by `ln_post` where open_clip norms all
 tokens and takes their mean, and is the last block's output elsewhere.
@@ -23,9 +24,10 @@ from pathlib import Path
 
 import open_clip
 import torch
-from make_golden import clip_tokenizer
+from make_golden import SAMPLE_TEXTS, clip_tokenizer, sample_image
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -157,11 +159,11 @@ def outputs(model, ids, pixels):
     }
 
 
-def write(name, cfg, *, ids={}, image_size=None, weights=None, half=False, keep=()):
+def write(name, cfg, *, ids={}, weights=None, preprocess={}, half=False, keep=()):
     """Writes the folder, loads it with open_clip's factory, and asks both models for the same numbers.
 
     `ids`: arguments of `input_ids`. `weights`: the configuration that the weights are made with, where it is another than the
-    folder's. `half`: save f16; the numbers come from the rounded weights, in f32.
+    folder's. `preprocess`: what `preprocess_cfg` says else. `half`: save f16; the numbers come from the rounded weights, in f32.
     """
     name = "open_clip_" + name
     torch.manual_seed(zlib.crc32(name.encode()))
@@ -173,9 +175,9 @@ def write(name, cfg, *, ids={}, image_size=None, weights=None, half=False, keep=
     tensors = {key: value.half() if half else value for key, value in model.state_dict().items()}
     save_file({key: value.clone().contiguous() for key, value in tensors.items()}, folder / "open_clip_model.safetensors")
     size = cfg["vision_cfg"]["image_size"]
-    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD,
-                  "interpolation": "bicubic", "resize_mode": "shortest"}
-    config = {"model_cfg": cfg, "preprocess_cfg": preprocess}
+    preprocess_cfg = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD,
+                  "interpolation": "bicubic", "resize_mode": "shortest", **preprocess}
+    config = {"model_cfg": cfg, "preprocess_cfg": preprocess_cfg}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n")
     TOKENIZER.save_pretrained(folder)
 
@@ -189,7 +191,14 @@ def write(name, cfg, *, ids={}, image_size=None, weights=None, half=False, keep=
     for key, value in expected.items():
         worst = ((value - double[key]).abs().max() / double[key].abs().max()).item()
         assert value.isfinite().all() and worst < 5e-6, f"{name}: {key} is badly conditioned: {worst:.1e}"
-    (folder / "golden.json").write_text(json.dumps({"model": type(again).__name__}) + "\n")
+    facts = {"model": type(again).__name__}
+    if cfg["text_cfg"].get("hf_tokenizer_name"):
+        tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
+        facts |= {"sample_texts": SAMPLE_TEXTS, "sample_input_ids": tokenize(SAMPLE_TEXTS).tolist()}
+    (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False) + "\n")
+    sample_image().save(folder / "sample.png")
+    transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")[2]
+    expected["sample_pixel_values"] = transform(Image.open(folder / "sample.png")).unsqueeze(0)
     tensors = {"input_ids": inputs[0], "pixel_values": inputs[1], **expected}
     save_file({key: value.clone().contiguous() for key, value in tensors.items()}, folder / "golden.safetensors")
 
@@ -197,7 +206,7 @@ def write(name, cfg, *, ids={}, image_size=None, weights=None, half=False, keep=
 # ------------------------------------------------------------------------------------------------------------- folders
 @golden
 def plain():
-    write("plain", model_cfg(vision(width=24, patch_dropout=0.5)))
+    write("plain", model_cfg(vision(width=24, patch_dropout=0.5), text(hf_tokenizer_name="here")))
 
 
 @golden
@@ -209,15 +218,17 @@ def quickgelu():
 @golden
 def native_siglip():
     kwargs = {"act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 0.02}}
-    text_cfg = text(no_causal_mask=True, pool_type="last", proj_bias=True, **kwargs)
+    text_cfg = text(no_causal_mask=True, pool_type="last", proj_bias=True, hf_tokenizer_name="here",
+                    tokenizer_kwargs={"clean": "canonicalize"}, **kwargs)
     cfg = model_cfg(vision(**kwargs), text_cfg, custom_text=True, init_logit_bias=-10, nonscalar_logit_scale=True)
-    write("native_siglip", cfg, ids={"pad": 1})
+    write("native_siglip", cfg, ids={"pad": 1}, preprocess={"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"})
 
 
 @golden
 def clipa():
     vision_cfg = vision(no_ln_pre=True, pool_type="avg", final_ln_after_pool=True)
-    write("clipa", model_cfg(vision_cfg, text(no_causal_mask=True, pool_type="last")))
+    preprocess = {"interpolation": "bilinear", "resize_mode": "squash"}
+    write("clipa", model_cfg(vision_cfg, text(no_causal_mask=True, pool_type="last")), preprocess=preprocess)
 
 
 @golden

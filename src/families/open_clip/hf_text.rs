@@ -87,7 +87,7 @@ pub(super) fn text_part(part: &PartSource<'_>, name: &str) -> Result<TextPart> {
     let context_length = part.config().size("context_length", 77)?;
     let pad_id = if matches!(published.kind, Kind::Bert | Kind::Mt5) { 0 } else { 1 };
     let (tower, renames) = match published.kind {
-        Kind::Bert | Kind::Roberta => bert(part, published, pad_id)?,
+        Kind::Bert | Kind::Roberta => bert(part, published, pad_id, pooling)?,
         Kind::Mt5 => (mt5(part, published, context_length)?, t5::renames(&["^transformer"], false)?),
         Kind::M2m100 => (nllb(part, published, pad_id)?, m2m100::renames(&["^transformer"], false)?),
     };
@@ -162,7 +162,12 @@ impl Sizes<'_> {
     }
 }
 
-fn bert(part: &PartSource<'_>, published: &Published, pad_id: u32) -> Result<(TextTowerConfig, Renames)> {
+fn bert(
+    part: &PartSource<'_>,
+    published: &Published,
+    pad_id: u32,
+    pooling: TextPooling,
+) -> Result<(TextTowerConfig, Renames)> {
     let sizes = Sizes { part, published };
     let words = "embeddings.word_embeddings.weight";
     let hidden_size = sizes.of(words, 1, published.hidden_size);
@@ -184,7 +189,11 @@ fn bert(part: &PartSource<'_>, published: &Published, pad_id: u32) -> Result<(Te
         positions: if is_bert { Positions::FromZero } else { Positions::AfterPadding(pad_id) },
         relative_positions: None,
         head: BertHead::None,
-        pooler: part.source.has_pooler(),
+        // The reference builds one where it is asked for only.
+        pooler: match part.source.tensors {
+            Some(_) => part.source.has_pooler(),
+            None => pooling == TextPooling::Pooler,
+        },
         initializer_range: 0.02,
     };
     let rules: Vec<_> = [("^transformer", "")].into_iter().chain(BLOCKS).collect();

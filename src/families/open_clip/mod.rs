@@ -9,12 +9,14 @@ mod hf_text;
 mod native;
 mod part;
 mod resnet;
+mod save;
 mod text;
 mod timm;
 mod tokens;
 mod vit;
 
 pub(in crate::families) use part::{ImagePart, PartSource, TextPart, unsupported};
+pub(in crate::families) use save::{as_loaded, is_its, to_open_clip};
 pub(in crate::families) use timm::{TimmSource, TimmTower};
 
 use super::{ClipPlan, Families, Family, FamilySource, Plan, ProcessorPlan, Role};

@@ -111,10 +111,14 @@ pub(super) fn choice(config: &Config, name: &'static str, default: &str, known: 
 /// # Errors
 /// Never for rules that replace something.
 pub(super) fn renames(own: &[(&str, &str)]) -> Result<Renames> {
+    apart(own)?.split("in_proj_weight", &["q_proj.weight", "k_proj.weight", "v_proj.weight"])
+}
+
+/// The same where queries, keys and values have a matrix each.
+///
+/// # Errors
+/// Never for rules that replace something.
+pub(super) fn apart(own: &[(&str, &str)]) -> Result<Renames> {
     let rules: Vec<_> = own.iter().chain(&BLOCKS).copied().collect();
-    let part = |kind: &str| ["q_proj", "k_proj", "v_proj"].map(|name| format!("{name}.{kind}"));
-    ["weight", "bias"].iter().try_fold(Renames::new(&rules, &[])?, |renames, kind| {
-        let parts = part(kind);
-        renames.split(&format!("in_proj_{kind}"), &parts.each_ref().map(String::as_str))
-    })
+    Renames::new(&rules, &[])?.split("in_proj_bias", &["q_proj.bias", "k_proj.bias", "v_proj.bias"])
 }

@@ -20,7 +20,7 @@ use candle_core::Tensor;
 
 use super::{Collect, ImagePooling, ImageTower, TowerOutput};
 use crate::Result;
-use crate::nn::{Attend, Encoder, LayerNorm, LogRelativePositions, Rope, interpolate_positions};
+use crate::nn::{Attend, Encoder, LayerNorm, RelativePositions, Rope, interpolate_positions};
 use crate::ops::{self, AttentionMask};
 use crate::weights::{Init, Params};
 use head::Head;
@@ -35,7 +35,7 @@ pub(super) struct Vit {
     prefix: Vec<Tensor>,
     positions: Option<Tensor>,
     /// One a block, for towers with relative positions.
-    relative: Vec<LogRelativePositions>,
+    relative: Vec<RelativePositions>,
     embedding_norm: Option<LayerNorm>,
     encoder: Encoder,
     output_norm: LayerNorm,
@@ -77,7 +77,10 @@ impl Vit {
             PrefixTokens::None | PrefixTokens::Class => {}
         }
         let rows = config.positioned_prefix() + grid * grid;
-        let has_table = !matches!(config.positions, PositionTable::None | PositionTable::Relative(_));
+        let has_table = !matches!(
+            config.positions,
+            PositionTable::None | PositionTable::Relative(_) | PositionTable::RelativeTable
+        );
         let positions = has_table.then(|| embeddings.get("position_embedding.weight", &[rows, size], init));
         let encoder = params.pp("encoder");
         Ok(Self {
@@ -100,13 +103,18 @@ impl Vit {
         })
     }
 
-    fn relative_positions(layers: &Params, config: &VitConfig, init: Init) -> Result<Vec<LogRelativePositions>> {
-        let PositionTable::Relative(hidden_size) = config.positions else { return Ok(Vec::new()) };
+    fn relative_positions(layers: &Params, config: &VitConfig, init: Init) -> Result<Vec<RelativePositions>> {
+        let grid = config.image_size / config.patch_size;
+        let heads = config.num_attention_heads;
         let new = |i: usize| {
             let params = layers.pp(i).pp("self_attn.relative_positions");
-            LogRelativePositions::new(&params, hidden_size, config.num_attention_heads, init)
+            match config.positions {
+                PositionTable::Relative(size) => RelativePositions::new(&params, size, heads, init).map(Some),
+                PositionTable::RelativeTable => RelativePositions::table(&params, (grid, grid), heads, init).map(Some),
+                _ => Ok(None),
+            }
         };
-        (0..config.num_hidden_layers).map(new).collect()
+        Ok((0..config.num_hidden_layers).map(new).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     /// Patches, prefix tokens and positions (B,L,E), with what depends on the grid.
@@ -190,6 +198,7 @@ impl Vit {
                 let classifier = |i: usize, x: &Tensor| layers[i].forward(x);
                 match input {
                     ClassifierInput::Cls => classifier(0, &self.token(tokens, 0)?),
+                    ClassifierInput::Mean => classifier(0, &self.mean_patch(tokens)?),
                     ClassifierInput::ClsAndMean => {
                         classifier(0, &Tensor::cat(&[self.token(tokens, 0)?, self.mean_patch(tokens)?], 1)?)
                     }

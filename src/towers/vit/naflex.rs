@@ -10,6 +10,7 @@ use candle_core::Tensor;
 
 use super::config::{PositionTable, PrefixTokens, VitConfig};
 use super::head::Head;
+use super::stem::PatchStem;
 use crate::image::NaflexBatch;
 use crate::nn::{Encoder, LayerNorm, Linear, interpolate_positions};
 use crate::ops::{self, AttentionMask};
@@ -33,11 +34,10 @@ type Grid = (usize, usize);
 impl Naflex {
     pub(in crate::towers) fn new(params: &Params, config: &VitConfig, pooling: ImagePooling) -> Result<Self> {
         config.check()?;
-        if config.prefix_tokens != PrefixTokens::None || config.positions != PositionTable::Patches {
-            return Err(Error::argument(
-                "prefix_tokens",
-                "a NaFlex tower has patches alone, all of them with positions",
-            ));
+        let plain = config.stem == PatchStem::Patches && config.rope.is_none() && !config.norm_embeddings;
+        if config.prefix_tokens != PrefixTokens::None || config.positions != PositionTable::Patches || !plain {
+            let message = "a NaFlex tower has patches alone, all of them with learned positions";
+            return Err(Error::argument("prefix_tokens", message));
         }
         let size = config.hidden_size;
         let init = Init::Normal { std: config.initializer_range as f32 };

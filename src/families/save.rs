@@ -1,0 +1,201 @@
+//! Saving: which layout can express a model, and what it looks like there.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use serde_json::Value;
+
+use super::{diptych, hf_clip, open_clip, siglip};
+use crate::model::{ClipConfig, ClipModel};
+use crate::ops::Activation;
+use crate::project::ProjectionKind;
+use crate::towers::{ImageTowerConfig, PooledToken, TextAttention, TextPooling, TextTowerConfig};
+use crate::weights::{Layout, Parameters, Stored, View};
+use crate::{Error, Result};
+
+/// Whose files a model is saved as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ModelLayout {
+    /// transformers': `config.json`, `preprocessor_config.json`, `model.safetensors`.
+    HuggingFace,
+    /// open_clip's: `open_clip_config.json`, `open_clip_model.safetensors`.
+    OpenClip,
+    /// Our own (`model_type: diptych`), which can express every model.
+    Diptych,
+}
+
+/// A model as a layout has it.
+pub(crate) struct Outgoing {
+    /// Which files there are.
+    pub(crate) layout: Layout,
+    /// The configuration.
+    pub(crate) config: Value,
+    /// How the file holds what it does not hold under our own names and shapes.
+    pub(crate) stored: BTreeMap<String, Stored>,
+}
+
+/// Writes a model in the layout it came in, else in the first that can express it.
+pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Result<()> {
+    let outgoing = match as_loaded(model).or_else(|| hugging_face(model)) {
+        Some(outgoing) => outgoing,
+        None => own(model)?,
+    };
+    write(model, outgoing, folder, dtype)
+}
+
+/// Writes a model in the layout `layout`.
+pub(crate) fn save_clip_in(model: &ClipModel, layout: ModelLayout, folder: &Path, dtype: DType) -> Result<()> {
+    let loaded = |wanted: Layout| as_loaded(model).filter(|outgoing| outgoing.layout == wanted);
+    let not = |name: &'static str| {
+        let supported =
+            "models whose every choice its configuration has a word for; save_pretrained takes a layout that fits";
+        Error::unsupported(folder.display().to_string(), "layout", name, supported)
+    };
+    let outgoing = match layout {
+        ModelLayout::HuggingFace => loaded(Layout::HuggingFace)
+            .filter(|outgoing| outgoing.config["model_type"] != "diptych")
+            .or_else(|| hugging_face(model))
+            .ok_or_else(|| not("HuggingFace"))?,
+        ModelLayout::OpenClip => match loaded(Layout::OpenClip) {
+            Some(outgoing) => outgoing,
+            None => open_clip::to_open_clip(model, folder)?.ok_or_else(|| not("OpenClip"))?,
+        },
+        ModelLayout::Diptych => own(model)?,
+    };
+    write(model, outgoing, folder, dtype)
+}
+
+fn write(model: &ClipModel, mut outgoing: Outgoing, folder: &Path, dtype: DType) -> Result<()> {
+    for key in ["dtype", "torch_dtype"] {
+        if let Some(named @ Value::String(_)) = outgoing.config.get_mut(key) {
+            *named = Value::from(match dtype {
+                DType::F16 => "float16",
+                DType::BF16 => "bfloat16",
+                _ => "float32",
+            });
+        }
+    }
+    crate::loader::save_folder(model, &outgoing, folder, dtype)
+}
+
+/// The files it came from, where they still say what it is.
+fn as_loaded(model: &ClipModel) -> Option<Outgoing> {
+    let origin = model.origin()?;
+    if open_clip::is_its(&origin.config) {
+        return open_clip::as_loaded(model, origin);
+    }
+    let outgoing =
+        Outgoing { layout: Layout::HuggingFace, config: origin.config.clone(), stored: origin.stored.clone() };
+    fits_input(model).then_some(outgoing)
+}
+
+fn hugging_face(model: &ClipModel) -> Option<Outgoing> {
+    let pad_id = model.text_encoder().tokenizer().pad_id();
+    let mut stored = hugging_face_shapes(&model.parameters());
+    let config = hf_clip::to_hugging_face(model.config(), pad_id)
+        .or_else(|| siglip::to_hugging_face(model.config(), pad_id))
+        .or_else(|| {
+            let (config, names) = with_text_head(model)?;
+            stored.extend(names);
+            siglip::to_hugging_face(&config, pad_id)
+        })?;
+    fits_input(model).then_some(Outgoing { layout: Layout::HuggingFace, config, stored })
+}
+
+/// A text projection with a bias behind the last token, as open_clip's SigLIP has it, said as the head of the text tower that
+/// transformers' SigLIP has; and the names of its parameters there.
+fn with_text_head(model: &ClipModel) -> Option<(ClipConfig, BTreeMap<String, Stored>)> {
+    let mut config = model.config().clone();
+    let projection = config.text_projection?;
+    let TextTowerConfig::TextTransformer(text) = &mut config.text.tower else { return None };
+    if projection.kind != ProjectionKind::LinearBias || config.projection.kind != ProjectionKind::Identity {
+        return None;
+    }
+    if text.head_size.replace(projection.embed_dim).is_some() {
+        return None;
+    }
+    config.text_projection = None;
+    let parameters = model.parameters();
+    let place = |end: &str| {
+        let shape = parameters.get(&format!("text_projection.{end}"))?.dims().to_vec();
+        let stored = Stored { name: format!("{}.head.{end}", ClipConfig::TEXT), shape, view: View::Whole };
+        Some((format!("text_projection.{end}"), stored))
+    };
+    Some((config, [place("weight")?, place("bias")?].into()))
+}
+
+fn own(model: &ClipModel) -> Result<Outgoing> {
+    let config = diptych::to_config(model.config(), model.text_encoder().tokenizer())?;
+    Ok(Outgoing { layout: Layout::HuggingFace, config, stored: BTreeMap::new() })
+}
+
+/// transformers refuses other input sizes than the configuration's, to which we interpolate.
+pub(super) fn fits_input(model: &ClipModel) -> bool {
+    let input = model.image_encoder().processor().config().output_size();
+    let side = model.config().image.tower.image_size();
+    let naflex = model.image_encoder().naflex().is_some();
+    naflex || input.is_none_or(|size| (size.height as usize, size.width as usize) == (side, side))
+}
+
+/// Where CLIP's and SigLIP's files in Hugging Face's layout hold a tensor otherwise than we do: the class token without a row,
+/// the pooling query with one more axis, its three projections in one, SigLIP's scale and bias as lists of one.
+fn hugging_face_shapes(parameters: &Parameters) -> BTreeMap<String, Stored> {
+    const HEAD: &str = "vision_model.head.attention.";
+    let siglip = parameters.get("logit_bias").is_some();
+    let stored = |(name, tensor): (&str, &Tensor)| {
+        let whole = |shape: Vec<usize>| Stored { name: name.to_string(), shape, view: View::Whole };
+        let stored = match (name, tensor.dims()) {
+            ("logit_scale" | "logit_bias", _) if siglip => whole(vec![1]),
+            ("vision_model.embeddings.class_embedding", [1, size]) => whole(vec![*size]),
+            ("vision_model.head.probe", [size]) => whole(vec![1, 1, *size]),
+            (_, dims) => {
+                let (part, kind) = name.strip_prefix(HEAD)?.split_once("_proj.")?;
+                let index = ["q", "k", "v"].iter().position(|other| *other == part)?;
+                let shape = [&[3 * dims.first()?], &dims[1..]].concat();
+                let view = View::Part { index, count: 3 };
+                Stored { name: format!("{HEAD}in_proj_{kind}"), shape, view }
+            }
+        };
+        Some((name.to_string(), stored))
+    };
+    parameters.iter().filter_map(stored).collect()
+}
+
+/// What is left of a configuration when everything is taken off that changes no feature of a loaded model: how weights start, how
+/// positions would be resized, and words of which layouts have only one for the same thing.
+pub(super) fn essence(config: &ClipConfig) -> ClipConfig {
+    let mut config = config.clone();
+    let pooling = config.text.pooling;
+    if let TextTowerConfig::TextTransformer(text) = &mut config.text.tower {
+        text.initializer_range = 0.02;
+        text.layer_scale = text.layer_scale.map(|_| 1.0);
+        // The end of the text sees no padding behind it.
+        if pooling == TextPooling::Eos && text.attention == TextAttention::CausalWithoutPadding {
+            text.attention = TextAttention::Causal;
+        }
+        // No id is larger than the last one, and elsewhere it is not asked for.
+        let last = text.vocab_size.checked_sub(1).and_then(|last| u32::try_from(last).ok());
+        if pooling != TextPooling::Eos || last.map(PooledToken::FirstId) == Some(text.pooled_token) {
+            text.pooled_token = PooledToken::FirstLargest;
+        }
+    }
+    if let ImageTowerConfig::Vit(image) = &mut config.image.tower {
+        image.initializer_range = 0.02;
+        image.layer_scale = image.layer_scale.map(|_| 1.0);
+        image.position_resize = crate::nn::PositionResize::default();
+    }
+    config.text_projection = config.text_projection.filter(|text| *text != config.projection);
+    config
+}
+
+/// open_clip's word for an activation: whether it is the quick one, and what is said of the other.
+pub(super) fn gelu(activation: Activation) -> Option<(bool, Option<&'static str>)> {
+    match activation {
+        Activation::QuickGelu => Some((true, None)),
+        Activation::Gelu => Some((false, None)),
+        Activation::GeluTanh => Some((false, Some("tanh"))),
+        _ => None,
+    }
+}

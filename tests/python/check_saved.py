@@ -1,0 +1,73 @@
+"""Loads folders that this crate saved in transformers and in open_clip, and compares their features with the golden numbers.
+
+    DIPTYCH_SAVED=/tmp/saved cargo test --release --test open_clip_saving
+    python tests/python/check_saved.py /tmp/saved
+
+Each folder is called `<golden>.<how it was saved>`. Prints why where a package is missing, and fails on the first difference.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+TOLERANCE = 2e-5
+# Without the queries that only a text decoder reads, open_clip does not load it; this crate does.
+NOT_FOR_OPEN_CLIP = ("open_clip_attentional_parallel.as_loaded",)
+
+try:
+    import torch
+    from safetensors.torch import load_file
+except ImportError as missing:
+    sys.exit(f"skipped: {missing}")
+
+
+def open_clip_features(folder, golden):
+    import open_clip
+
+    model = open_clip.create_model(f"local-dir:{folder}").eval()
+    with torch.no_grad():
+        return model.encode_image(golden["pixel_values"]), model.encode_text(golden["input_ids"])
+
+
+def transformers_features(folder, golden):
+    import transformers
+
+    model, loading = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), loading
+    inputs = {key: golden[key] for key in ("input_ids", "attention_mask") if key in golden}
+    with torch.no_grad():
+        output = model.eval().get_image_features(pixel_values=golden["pixel_values"]), model.get_text_features(**inputs)
+    return [getattr(features, "pooler_output", features) for features in output]
+
+
+def check(folder):
+    golden = load_file(GOLDEN / folder.name.rpartition(".")[0] / "golden.safetensors")
+    if (folder / "open_clip_config.json").is_file():
+        features = open_clip_features(folder, golden)
+    elif json.loads((folder / "config.json").read_text())["model_type"] == "diptych":
+        return "our own layout"
+    else:
+        features = transformers_features(folder, golden)
+    worst = 0.0
+    for name, found in zip(("image_features", "text_features"), features):
+        difference = (found.reshape(golden[name].shape) - golden[name]).abs().max() / golden[name].abs().max()
+        worst = max(worst, difference.item())
+    assert worst < TOLERANCE, f"{folder.name}: features differ by {worst:.1e}"
+    return f"{worst:.1e}"
+
+
+def main():
+    folders = sorted(path for path in Path(sys.argv[1]).iterdir() if path.is_dir() and "." in path.name)
+    assert folders, f"{sys.argv[1]} holds no folders"
+    for folder in folders:
+        if folder.name in NOT_FOR_OPEN_CLIP:
+            continue
+        try:
+            print(folder.name, check(folder))
+        except ImportError as missing:
+            print(folder.name, "skipped:", missing)
+
+
+if __name__ == "__main__":
+    main()
