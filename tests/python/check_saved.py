@@ -62,6 +62,12 @@ def transformers_features(folder, golden):
     return [getattr(features, "pooler_output", features) for features in output]
 
 
+def is_smaller_than_its_name(folder):
+    """Whether it is a golden folder with a tower that timm would build larger."""
+    config = folder / "open_clip_config.json"
+    return config.is_file() and "timm_model_name" in json.loads(config.read_text())["model_cfg"]["vision_cfg"]
+
+
 def check(folder):
     golden = load_file(GOLDEN / folder.name.rpartition(".")[0] / "golden.safetensors")
     if (folder / "open_clip_config.json").is_file():
