@@ -29,7 +29,7 @@ pub struct SwinConfig {
     pub hidden_size: usize,
     /// Side p of a patch in pixels.
     pub patch_size: usize,
-    /// Side of the images that the tower is made for, in pixels.
+    /// Side of the images that the tower is made for, in pixels; it takes no others.
     pub image_size: usize,
     /// Colour channels C.
     pub num_channels: usize,
@@ -96,6 +96,8 @@ impl SwinConfig {
 
 /// The built tower.
 pub(super) struct Swin {
+    /// Side in patches of the map that the windows are made for.
+    side: usize,
     patch_embed: PatchEmbed,
     patch_norm: LayerNorm,
     stages: Vec<Stage>,
@@ -232,6 +234,7 @@ impl Swin {
         let (patch, channels, size) = (config.patch_size, config.num_channels, config.hidden_size);
         let stages = (0..config.stages.len()).map(|index| Stage::new(&params.pp("stages").pp(index), config, index));
         Ok(Self {
+            side: config.side(0),
             patch_embed: PatchEmbed::new(&embeddings.pp("patch_embedding"), channels, patch, size, true, init)?,
             patch_norm: LayerNorm::new(&embeddings.pp("norm"), size, eps)?,
             stages: stages.collect::<Result<_>>()?,
@@ -243,6 +246,11 @@ impl Swin {
     fn features(&self, pixel_values: &Tensor, mut states: Option<&mut Vec<Tensor>>) -> Result<Tensor> {
         let (patches, (rows, columns)) = self.patch_embed.forward(pixel_values)?;
         let (batch, _, size) = patches.dims3()?;
+        // For another map timm would scale the windows, and with them the biases.
+        if (rows, columns) != (self.side, self.side) {
+            let message = format!("has {rows}×{columns} patches, this Swin is made for {}×{}", self.side, self.side);
+            return Err(Error::argument("pixel_values", message));
+        }
         let mut x = self.patch_norm.forward(&patches)?.reshape((batch, rows, columns, size))?;
         super::keep_map(&mut states, &x)?;
         for stage in &self.stages {

@@ -23,6 +23,7 @@ import zlib
 from pathlib import Path
 
 import open_clip
+import timm
 import torch
 from make_golden import SAMPLE_TEXTS, clip_tokenizer, sample_image
 from open_clip.coca_model import CoCa
@@ -80,7 +81,7 @@ def randomise(model, keep=()):
             value = 1.0 + 0.3 * noise  # layer scale, head scale, norm weights
         elif parameter.ndim == 1 and last not in ("class_embedding", "cls_emb"):
             value = 0.3 * noise
-        elif last in ("class_embedding", "cls_emb", "positional_embedding", "query") or "token_embedding" in name:
+        elif last in ("class_embedding", "cls_emb", "positional_embedding", "query", "pos_embed", "latent") or "token_embedding" in name:
             value = 0.5 * noise
         else:
             value = noise * 1.2 / parameter[0].numel() ** 0.5
@@ -98,10 +99,10 @@ def input_ids(eos=EOS, pad=0):
 
 
 # ------------------------------------------------------------------------------------------------------- the reference
-def states(transformer, run):
+def states(blocks, run):
     """The inputs of all blocks and the last one's output while `run` runs."""
     found = []
-    hooks = [block.register_forward_hook(lambda _, args, out: found.append((args[0], out))) for block in transformer.resblocks]
+    hooks = [block.register_forward_hook(lambda _, args, out: found.append((args[0], out))) for block in blocks]
     try:
         run()
     finally:
@@ -131,9 +132,14 @@ def outputs(model, ids, pixels):
     if tower is not model:
         run_text = lambda: tower(ids)
     run_image = lambda: model.visual(pixels)
-    text_states, image_states = states(tower.transformer, run_text), states(model.visual.transformer, run_image)
     visual = model.visual
-    normed_mean = visual.pool_type == "avg" and not visual.final_ln_after_pool and visual.attn_pool is None
+    text_states = states(tower.transformer.resblocks, run_text)
+    if hasattr(visual, "trunk"):  # timm's SigLIP, which pools by attention
+        image_states, norm, image_pooled = states(visual.trunk.blocks, run_image), visual.trunk.norm, run_image
+    else:
+        normed_mean = visual.pool_type == "avg" and not visual.final_ln_after_pool and visual.attn_pool is None
+        image_states, norm = states(visual.transformer.resblocks, run_image), visual.ln_post if normed_mean else torch.clone
+        image_pooled = lambda: without(visual, "proj", run_image)
     squeeze = lambda x: x.squeeze(1) if x.ndim == 3 else x  # `parallel` and `cascade` keep an axis of one query
     result = {f"text.hidden_states.{i}": state for i, state in enumerate(text_states)}
     result |= {f"image.hidden_states.{i}": state for i, state in enumerate(image_states)}
@@ -147,9 +153,9 @@ def outputs(model, ids, pixels):
     assert torch.equal(model.encode_text(ids, normalize=True), text_embeds)
     return result | {
         "text.last_hidden_state": tower.ln_final(text_states[-1]),
-        "image.last_hidden_state": visual.ln_post(image_states[-1]) if normed_mean else image_states[-1],
+        "image.last_hidden_state": norm(image_states[-1]),
         "text.pooled": without(tower, "text_projection", run_text),
-        "image.pooled": squeeze(without(visual, "proj", run_image)),
+        "image.pooled": squeeze(image_pooled()),
         "image_features": image_features,
         "text_features": text_features,
         "image_embeds": image_embeds,
@@ -295,6 +301,23 @@ def resized():
 def no_projection():
     text_cfg = text(width=12, proj_type="none", pool_type="first", no_causal_mask=True)
     write("no_projection", model_cfg(None, text_cfg, custom_text=True))
+
+
+@golden
+def siglip():
+    """SigLIP as open_clip has it: timm's image tower (made small), the native text tower, nothing behind the one, a linear
+    layer with a bias behind the other."""
+    create = timm.create_model
+    sizes = {"embed_dim": 24, "depth": 1, "patch_size": 4, "img_size": 12}
+    timm.create_model = lambda name, **kwargs: create(name, **{**kwargs, **sizes})
+    vision_cfg = {"image_size": 12, "timm_model_name": "vit_base_patch16_siglip_224", "timm_model_pretrained": False,
+                  "timm_pool": "map", "timm_proj": "none"}
+    text_cfg = text(width=12, mlp_ratio=4, layers=2, no_causal_mask=True, pool_type="last", proj_bias=True,
+                    hf_tokenizer_name="here", tokenizer_kwargs={"clean": "canonicalize"}, norm_kwargs={"eps": 1e-6})
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+    write("siglip", model_cfg(vision_cfg, text_cfg, embed_dim=24, custom_text=True, init_logit_bias=-10), ids={"pad": 1},
+          preprocess=preprocess)
+    timm.create_model = create
 
 
 @golden

@@ -100,6 +100,11 @@ def oc_timm_eva02():
 
 
 @golden
+def oc_timm_eva02_resized():  # learned positions are resampled, rotary ones scaled to the reference grid
+    return dict(model="EVA02-B-16", image_size=24, pixels=32, trunk=dict(embed_dim=24, depth=1, patch_size=8, num_heads=3))
+
+
+@golden
 def oc_timm_eva02_enormous():
     return dict(model="EVA02-E-14", image_size=24, trunk=dict(embed_dim=16, depth=2, patch_size=8, num_heads=2))
 
@@ -117,6 +122,12 @@ def oc_timm_vitamin_xlarge():  # without positions
 @golden
 def oc_timm_swin():  # windows of 7: 14 × 14, shifted, then the 7 × 7 that fit one window, then 4 × 4 and 2 × 2
     return dict(model="swin_base_patch4_window7_224", image_size=28,
+                trunk=dict(embed_dim=4, depths=(2, 2, 1, 1), patch_size=2, num_heads=(1, 2, 2, 4)))
+
+
+@golden
+def oc_timm_swin_padded():  # windows that do not fill their maps: 15 × 15 and 8 × 8 places
+    return dict(model="swin_base_patch4_window7_224", image_size=30,
                 trunk=dict(embed_dim=4, depths=(2, 2, 1, 1), patch_size=2, num_heads=(1, 2, 2, 4)))
 
 
