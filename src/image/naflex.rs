@@ -73,7 +73,7 @@ pub struct NaflexBatch {
 /// let photo = image_crate::RgbImage::new(500, 375);
 /// let batch = processor.batch(&[photo.into()], &diptych::candle::Device::Cpu)?;
 /// assert_eq!(batch.patches.dims(), [1, 256, 16 * 16 * 3]);
-/// assert_eq!(batch.spatial_shapes, [(13, 18)]);
+/// assert_eq!(batch.spatial_shapes, [(14, 18)]);
 /// # Ok::<(), diptych::Error>(())
 /// ```
 #[derive(Debug, Clone)]
