@@ -127,3 +127,64 @@ fn the_table_of_families_is_true() {
         );
     }
 }
+
+/// What loading says of a golden folder whose `config.json` was changed.
+fn refusal(name: &str, loader: &Loader, edit: impl FnOnce(&mut Value)) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    for entry in std::fs::read_dir(Golden::named(name).path).expect("the golden folder") {
+        let entry = entry.expect("readable");
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("a copy");
+    }
+    let path = folder.path().join("config.json");
+    let mut config = serde_json::from_str(&std::fs::read_to_string(&path).expect("config.json")).expect("JSON");
+    edit(&mut config);
+    std::fs::write(&path, config.to_string()).expect("written");
+    match loader.load(folder.path().to_str().expect("UTF-8")) {
+        Ok(_) => panic!("{name}: it was loaded"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn what_a_family_cannot_be_is_refused_by_name() {
+    let (plain, random) = (Loader::new(), Loader::new().random_weights(0));
+    for (name, class) in [
+        ("clip", "CLIPForImageClassification"),
+        ("siglip", "SiglipForImageClassification"),
+        ("metaclip_2", "MetaClip2ForImageClassification"),
+    ] {
+        let error = refusal(name, &plain, |config| config["architectures"] = serde_json::json!([class]));
+        assert!(error.contains(class) && error.contains("and its halves") || error.contains("their halves"), "{error}");
+    }
+    let class = "BlipForConditionalGeneration";
+    let error = refusal("blip_itm", &random, |config| config["architectures"] = serde_json::json!([class]));
+    assert!(error.contains(class) && error.contains("BlipForImageTextRetrieval"), "{error}");
+    let error = refusal("beit", &plain, |config| config["use_shared_relative_position_bias"] = true.into());
+    assert!(error.contains("use_shared_relative_position_bias"), "{error}");
+    let error = refusal("siglip2_naflex", &plain.clone().image_size(16), |_| {});
+    assert!(error.contains("NaFlex") && error.contains("with_max_num_patches"), "{error}");
+    let error = refusal("siglip", &plain, |config| config["text_config"]["projection_size"] = 7.into());
+    assert!(error.contains("embed_dim") || error.contains("head.weight"), "{error}");
+    let error = refusal("siglip2_naflex", &plain, |config| config["vision_config"]["num_patches"] = 0.into());
+    assert!(error.contains("image_size"), "{error}");
+    let error = refusal("blip_itm", &plain, |config| config["text_config"]["encoder_hidden_size"] = 0.into());
+    assert!(error.contains("encoder_hidden_size"), "{error}");
+}
+
+#[test]
+fn towers_that_take_pixels_refuse_patches() {
+    let naflex = Golden::named("siglip2_naflex_vision");
+    let batch = naflex.patches().expect("patches");
+    let Loaded::Image(plain) = Loader::new().load(Golden::named("vit").dir()).expect("vit") else {
+        panic!("one tower")
+    };
+    let error = plain.forward_patches(&batch, Collect::Last).err().expect("an error").to_string();
+    assert!(error.contains("only NaFlex towers"), "{error}");
+    let Loaded::Image(encoder) = Loader::new().load(naflex.dir()).expect("NaFlex") else { panic!("one tower") };
+    for shapes in
+        [vec![(4, 2), (3, 4)], vec![(4, 4), (3, 4), (1, 5)], vec![(0, 2), (3, 4), (1, 5)], vec![(usize::MAX, 2); 3]]
+    {
+        let wrong = diptych::image::NaflexBatch { spatial_shapes: shapes, ..batch.clone() };
+        assert!(encoder.forward_patches(&wrong, Collect::Last).is_err());
+    }
+}

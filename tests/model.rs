@@ -224,7 +224,10 @@ fn a_model_comes_back_from_our_own_layout_byte_for_byte() {
         again.save_pretrained_in(&theirs, ModelLayout::HuggingFace).expect(name);
         let bytes = |path: &std::path::Path| {
             let tensors = diptych::candle::safetensors::load(path.join("model.safetensors"), &Device::Cpu).expect(name);
-            tensors.into_iter().map(|(n, t)| (n, (t.dims().to_vec(), bits(&t)))).collect::<std::collections::BTreeMap<_, _>>()
+            tensors
+                .into_iter()
+                .map(|(n, t)| (n, (t.dims().to_vec(), bits(&t))))
+                .collect::<std::collections::BTreeMap<_, _>>()
         };
         assert!(bytes(&theirs) == bytes(&Golden::named(name).path), "{name}");
     }
@@ -232,7 +235,8 @@ fn a_model_comes_back_from_our_own_layout_byte_for_byte() {
 
 /// A place in `folder`, or below DIPTYCH_SAVED, where `tests/python/check_saved.py` reads what was saved.
 fn kept(folder: &tempfile::TempDir, name: &str) -> std::path::PathBuf {
-    std::env::var_os("DIPTYCH_SAVED").map_or_else(|| folder.path().join(name), |kept| std::path::Path::new(&kept).join(name))
+    std::env::var_os("DIPTYCH_SAVED")
+        .map_or_else(|| folder.path().join(name), |kept| std::path::Path::new(&kept).join(name))
 }
 
 #[test]

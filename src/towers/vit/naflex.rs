@@ -5,6 +5,8 @@
 //! attention pooling that sees no padding (B,E).
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::btree_map::Entry;
 
 use candle_core::Tensor;
 
@@ -75,8 +77,8 @@ impl Naflex {
         }
         let mut tables = BTreeMap::new();
         for &grid in grids {
-            if !tables.contains_key(&grid) {
-                tables.insert(grid, self.positions_of(grid, places)?);
+            if let Entry::Vacant(place) = tables.entry(grid) {
+                place.insert(self.positions_of(grid, places)?);
             }
         }
         let positions: Vec<&Tensor> = grids.iter().filter_map(|grid| tables.get(grid)).collect();
