@@ -10,7 +10,9 @@ use super::{diptych, hf_clip, open_clip, siglip};
 use crate::model::{ClipConfig, ClipModel};
 use crate::ops::Activation;
 use crate::project::ProjectionKind;
-use crate::towers::{ImageTowerConfig, PooledToken, TextAttention, TextPooling, TextTowerConfig};
+use crate::towers::{
+    ImageTowerConfig, PooledToken, PositionTable, PrefixTokens, TextAttention, TextPooling, TextTowerConfig,
+};
 use crate::weights::{Layout, Parameters, Stored, View};
 use crate::{Error, Result};
 
@@ -185,6 +187,9 @@ pub(super) fn essence(config: &ClipConfig) -> ClipConfig {
         image.initializer_range = 0.02;
         image.layer_scale = image.layer_scale.map(|_| 1.0);
         image.position_resize = crate::nn::PositionResize::default();
+        if (image.prefix_tokens, image.positions) == (PrefixTokens::None, PositionTable::All) {
+            image.positions = PositionTable::Patches;
+        }
     }
     config.text_projection = config.text_projection.filter(|text| *text != config.projection);
     config
