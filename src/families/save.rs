@@ -187,7 +187,7 @@ pub(super) fn essence(config: &ClipConfig) -> ClipConfig {
         image.initializer_range = 0.02;
         image.layer_scale = image.layer_scale.map(|_| 1.0);
         image.position_resize = crate::nn::PositionResize::default();
-        if (image.prefix_tokens, image.positions) == (PrefixTokens::None, PositionTable::All) {
+        if image.prefix_tokens == PrefixTokens::None && image.positions == PositionTable::All {
             image.positions = PositionTable::Patches;
         }
     }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::btree_map::Entry;
 
 use candle_core::Tensor;
 
