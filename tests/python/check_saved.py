@@ -54,15 +54,9 @@ def transformers_features(folder, golden):
     if "match_logits" in golden:
         return blip_features(folder, golden, transformers)
     model, loading = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-<<<<<<< HEAD
-    # The token of masked training is no part of an embedding and is not kept.
-    loading["missing_keys"] = [key for key in loading["missing_keys"] if not key.endswith("mask_token")]
-    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), loading
-=======
     # The token of masked training is no part of the model.
     missing = [key for key in loading["missing_keys"] if not key.endswith("mask_token")]
     assert not (missing or loading["unexpected_keys"] or loading["mismatched_keys"]), loading
->>>>>>> hf
     inputs = {key: golden[key] for key in ("input_ids", "attention_mask") if key in golden}
     images = {key: golden[key] for key in ("pixel_values", "pixel_attention_mask", "spatial_shapes") if key in golden}
     with torch.no_grad():

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::btree_map::Entry;
 
 use candle_core::Tensor;
 
