@@ -178,7 +178,7 @@ fn towers_that_take_pixels_refuse_patches() {
     let Loaded::Image(plain) = Loader::new().load(Golden::named("vit").dir()).expect("vit") else {
         panic!("one tower")
     };
-    let error = plain.forward_patches(&batch, Collect::Last).err().expect("an error").to_string();
+    let error = plain.forward_patches(&batch, Collect::Last).expect_err("an error").to_string();
     assert!(error.contains("only NaFlex towers"), "{error}");
     let Loaded::Image(encoder) = Loader::new().load(naflex.dir()).expect("NaFlex") else { panic!("one tower") };
     for shapes in
