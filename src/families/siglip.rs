@@ -17,8 +17,8 @@ use crate::ops::Activation;
 use crate::project::{ProjectionConfig, ProjectionKind};
 use crate::text::TokenRules;
 use crate::towers::{
-    ImagePooling, ImageTowerConfig, MapHeadConfig, PooledToken, PositionTable, PrefixTokens, TextAttention,
-    TextPooling, TextTowerConfig, TextTransformerConfig, VitConfig,
+    ImagePooling, ImageTowerConfig, MapHeadConfig, NaflexConfig, PooledToken, PositionTable, PrefixTokens,
+    TextAttention, TextPooling, TextTowerConfig, TextTransformerConfig, VitConfig,
 };
 use crate::weights::Renames;
 use crate::{Error, Result};
@@ -152,7 +152,7 @@ fn image(config: &Config, naflex: bool) -> Result<ImagePlan> {
     })?;
     let pooling = if head { ImagePooling::Map } else { ImagePooling::Mean };
     let (tower, processor) = match naflex {
-        true => (ImageTowerConfig::Naflex(tower), ProcessorPlan::Naflex),
+        true => (ImageTowerConfig::Naflex(NaflexConfig(tower)), ProcessorPlan::Naflex),
         false => (ImageTowerConfig::Vit(tower), ProcessorPlan::Folder(ProcessorClass::Siglip)),
     };
     Ok(ImagePlan { config: ImageEncoderConfig { tower, pooling }, renames, processor })
@@ -163,8 +163,7 @@ pub(super) fn to_hugging_face(config: &ClipConfig, pad_id: u32) -> Option<Value>
     let TextTowerConfig::TextTransformer(text) = &config.text.tower else { return None };
     let (image, naflex) = match &config.image.tower {
         ImageTowerConfig::Vit(image) => (image, false),
-        ImageTowerConfig::Naflex(image) => (image, true),
-        #[allow(unreachable_patterns)]
+        ImageTowerConfig::Naflex(NaflexConfig(image)) => (image, true),
         _ => return None,
     };
     let family = if naflex { "siglip2" } else { "siglip" };

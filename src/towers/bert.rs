@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::pooling::{check_pooling, pool_text, pooled_positions};
-use super::{Collect, RelativePositions, TextPooling, TextTower, TowerOutput, check_sizes};
+use super::{BuildTextTower, Collect, RelativePositions, TextPooling, TextTower, TowerOutput, check_sizes};
 use crate::nn::{BlockConfig, Encoder, LayerNorm, Linear, MlpKind, NormPosition, QkvBias};
 use crate::ops::{self, Activation, AttentionMask};
 use crate::text::TokenBatch;
@@ -255,6 +255,24 @@ pub(super) fn positions_after_padding(tokens: &TokenBatch, padding: u32) -> Vec<
         }
     }
     positions
+}
+
+impl BuildTextTower for BertConfig {
+    fn build(&self, params: &Params, pooling: TextPooling) -> Result<Box<dyn TextTower>> {
+        Ok(Box::new(Bert::new(params, self, pooling)?))
+    }
+
+    fn pooled_size(&self) -> usize {
+        self.output_size()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn context_length(&self) -> usize {
+        BertConfig::context_length(self)
+    }
 }
 
 impl TextTower for Bert {

@@ -7,7 +7,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
+use super::{BuildImageTower, Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
 use crate::nn::{Channels, Conv2d, LayerNorm, Linear, channels_last, map_mean, map_tokens};
 use crate::ops::{self, Activation, Window};
 use crate::weights::{Init, Params};
@@ -170,6 +170,20 @@ impl ConvNext {
 
     fn pool(&self, map: &Tensor) -> Result<Tensor> {
         self.head_norm.forward(&map_mean(map)?)
+    }
+}
+
+impl BuildImageTower for ConvNextConfig {
+    fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
+        Ok(Box::new(ConvNext::new(params, self, pooling)?))
+    }
+
+    fn pooled_size(&self, _: ImagePooling) -> usize {
+        self.hidden_size()
+    }
+
+    fn image_size(&self) -> usize {
+        self.image_size
     }
 }
 

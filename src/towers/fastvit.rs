@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use self::layers::{Block, Branched, BranchedConfig, DownsampleLayer, PositionLayer};
-use super::{Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
+use super::{BuildImageTower, Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
 use crate::nn::{BatchNorm2d, Channels, channels_last, map_mean, map_tokens};
 use crate::ops::Window;
 use crate::weights::Params;
@@ -222,6 +222,20 @@ impl FastVit {
             super::keep_map(&mut states, &x)?;
         }
         self.output.forward(&x)
+    }
+}
+
+impl BuildImageTower for FastVitConfig {
+    fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
+        Ok(Box::new(FastVit::new(params, self, pooling)?))
+    }
+
+    fn pooled_size(&self, _: ImagePooling) -> usize {
+        self.output_size
+    }
+
+    fn image_size(&self) -> usize {
+        self.image_size
     }
 }
 

@@ -7,7 +7,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
+use super::{BuildImageTower, Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
 use crate::nn::{
     BatchNorm2d, Channels, Conv2d, Linear, PositionResize, channels_last, interpolate_positions, map_mean, map_tokens,
 };
@@ -218,6 +218,20 @@ impl ResNet {
             super::keep_map(&mut states, &x)?;
         }
         Ok(x)
+    }
+}
+
+impl BuildImageTower for ResNetConfig {
+    fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
+        Ok(Box::new(ResNet::new(params, self, pooling)?))
+    }
+
+    fn pooled_size(&self, _: ImagePooling) -> usize {
+        self.output_size
+    }
+
+    fn image_size(&self) -> usize {
+        self.image_size
     }
 }
 

@@ -9,7 +9,7 @@ mod windows;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
+use super::{BuildImageTower, Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
 use crate::nn::{
     Attend, Attention, AttentionConfig, BlockConfig, LayerNorm, Linear, Mlp, MlpKind, NormPosition, PatchEmbed,
     QkvBias, map_mean, map_tokens, pair_biases, way_count,
@@ -258,6 +258,20 @@ impl Swin {
             super::keep_map(&mut states, &x)?;
         }
         self.output_norm.forward(&x)
+    }
+}
+
+impl BuildImageTower for SwinConfig {
+    fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
+        Ok(Box::new(Swin::new(params, self, pooling)?))
+    }
+
+    fn pooled_size(&self, _: ImagePooling) -> usize {
+        SwinConfig::pooled_size(self)
+    }
+
+    fn image_size(&self) -> usize {
+        self.image_size
     }
 }
 

@@ -14,11 +14,12 @@ pub use config::{
     ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow,
     VitConfig,
 };
+pub use naflex::NaflexConfig;
 pub use stem::PatchStem;
 
 use candle_core::Tensor;
 
-use super::{Collect, ImagePooling, ImageTower, TowerOutput};
+use super::{BuildImageTower, Collect, ImagePooling, ImageTower, TowerOutput};
 use crate::Result;
 use crate::nn::{Attend, Encoder, LayerNorm, RelativePositions, Rope, interpolate_positions};
 use crate::ops::{self, AttentionMask};
@@ -26,10 +27,8 @@ use crate::weights::{Init, Params};
 use head::Head;
 use stem::Stem;
 
-pub(super) use naflex::Naflex;
-
 /// The built tower.
-pub(super) struct Vit {
+struct Vit {
     config: VitConfig,
     stem: Stem,
     prefix: Vec<Tensor>,
@@ -209,6 +208,20 @@ impl Vit {
                 }
             }
         }
+    }
+}
+
+impl BuildImageTower for VitConfig {
+    fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
+        Ok(Box::new(Vit::new(params, self, pooling)?))
+    }
+
+    fn pooled_size(&self, pooling: ImagePooling) -> usize {
+        VitConfig::pooled_size(self, pooling)
+    }
+
+    fn image_size(&self) -> usize {
+        self.image_size
     }
 }
 
