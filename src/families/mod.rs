@@ -38,7 +38,9 @@ use std::collections::BTreeMap;
 
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::{ImageProcessorConfig, ProcessorClass};
+use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
+use crate::project::ProjectionConfig;
 use crate::text::{PadId, TokenRules};
 use crate::weights::Renames;
 use crate::{Error, Result};
@@ -155,6 +157,27 @@ pub struct ClipPlan {
     pub tokens: TokenRules,
     /// How images become pixel values.
     pub processor: ProcessorPlan,
+}
+
+impl ClipPlan {
+    /// Two halves in Hugging Face's layout: towers below `text_model` and `vision_model`, one kind of projection for both.
+    fn of_halves(text: TextPlan, image: ImagePlan, projection: ProjectionConfig, logits: LogitConfig) -> Result<Self> {
+        Ok(Self {
+            config: ClipConfig {
+                text: text.config,
+                image: image.config,
+                projection,
+                text_projection: None,
+                logits,
+                matching: None,
+            },
+            text: text.renames.within(ClipConfig::TEXT),
+            image: image.renames.within(ClipConfig::IMAGE),
+            heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
+            tokens: text.tokens,
+            processor: image.processor,
+        })
+    }
 }
 
 /// Where an image processor's configuration comes from.

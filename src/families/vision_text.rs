@@ -1,11 +1,8 @@
 //! `VisionTextDualEncoderModel` of transformers (`modeling_vision_text_dual_encoder.py`): any text tower, any image tower, two
 //! bias-free projections on what each tower's class gives as `pooler_output`.
 
-use super::{ClipPlan, Config, Families, Family, FamilySource, Plan};
-use crate::logit_scale::LogitConfig;
+use super::{Config, Families, Family, FamilySource, Plan};
 use crate::model::ClipConfig;
-use crate::project::ProjectionConfig;
-use crate::weights::Renames;
 use crate::{Error, Result};
 
 /// The family of `model_type` vision-text-dual-encoder.
@@ -28,22 +25,7 @@ impl Family for VisionText {
         let wrong = |part: &str| Error::file(source.config.path(), format!("{part} describes no such tower"));
         let Plan::Text(text) = half("text_config", ClipConfig::TEXT)? else { return Err(wrong("text_config")) };
         let Plan::Image(image) = half("vision_config", ClipConfig::IMAGE)? else { return Err(wrong("vision_config")) };
-        let embed_dim = source.config.size("projection_dim", 512)?;
-        Ok(Plan::Clip(Box::new(ClipPlan {
-            config: ClipConfig {
-                text: text.config,
-                image: image.config,
-                projection: ProjectionConfig::linear(embed_dim),
-                text_projection: None,
-                logits: LogitConfig::Scale,
-                matching: None,
-            },
-            text: text.renames.within(ClipConfig::TEXT),
-            image: image.renames.within(ClipConfig::IMAGE),
-            heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
-            tokens: text.tokens,
-            processor: image.processor,
-        })))
+        super::hf_clip::dual(*text, *image, source.config.size("projection_dim", 512)?)
     }
 }
 

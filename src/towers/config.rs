@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BertConfig, BuildImageTower, BuildTextTower, ConvNextConfig, FastVitConfig, ImagePooling, ImageTower, M2m100Config,
-    ModernBertConfig, NaflexConfig, ResNetConfig, SwinConfig, T5Config, TextPooling, TextTower, TextTransformerConfig,
-    VitConfig,
+    ModernBertConfig, NaflexVitConfig, ResNetConfig, SwinConfig, T5Config, TextPooling, TextTower,
+    TextTransformerConfig, VitConfig,
 };
 use crate::Result;
 use crate::weights::Params;
@@ -29,7 +29,7 @@ pub enum ImageTowerConfig {
     #[serde(rename = "fastvit")]
     FastVit(FastVitConfig),
     /// Vision transformer over images that keep their proportions: SigLIP 2's NaFlex.
-    Naflex(NaflexConfig),
+    Naflex(NaflexVitConfig),
     /// Swin, whose attention stays inside of windows.
     Swin(SwinConfig),
 }

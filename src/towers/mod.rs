@@ -10,6 +10,7 @@ mod config;
 mod convnext;
 mod fastvit;
 mod m2m100;
+mod maps;
 mod modernbert;
 mod pooling;
 mod relative;
@@ -33,7 +34,7 @@ pub use swin::{SwinConfig, SwinStageConfig};
 pub use t5::T5Config;
 pub use text_transformer::{PooledToken, TextAttention, TextTransformerConfig};
 pub use vit::{
-    ClassifierInput, MapHeadConfig, NaflexConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens,
+    ClassifierInput, MapHeadConfig, NaflexVitConfig, OutputNorm, PatchStem, Pooler, PositionTable, PrefixTokens,
     QueryPoolConfig, QueryPoolRow, VitConfig,
 };
 
@@ -137,12 +138,4 @@ trait BuildTextTower {
     fn reads_padding(&self, _pooling: TextPooling) -> bool {
         false
     }
-}
-
-/// Keeps a feature map (B,H,W,C) among the hidden states, as tokens (B,H·W,C), if they were asked for.
-fn keep_map(states: &mut Option<&mut Vec<Tensor>>, map: &Tensor) -> Result<()> {
-    if let Some(states) = states {
-        states.push(crate::nn::map_tokens(map)?);
-    }
-    Ok(())
 }

@@ -14,7 +14,7 @@ pub use config::{
     ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow,
     VitConfig,
 };
-pub use naflex::NaflexConfig;
+pub use naflex::NaflexVitConfig;
 pub use stem::PatchStem;
 
 use candle_core::Tensor;

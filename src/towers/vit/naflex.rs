@@ -24,7 +24,7 @@ use crate::{Error, Result};
 /// image that the position table fits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct NaflexConfig(
+pub struct NaflexVitConfig(
     /// The vision transformer's.
     pub VitConfig,
 );
@@ -43,7 +43,7 @@ struct Naflex {
 type Grid = (usize, usize);
 
 impl Naflex {
-    fn new(params: &Params, NaflexConfig(config): &NaflexConfig, pooling: ImagePooling) -> Result<Self> {
+    fn new(params: &Params, NaflexVitConfig(config): &NaflexVitConfig, pooling: ImagePooling) -> Result<Self> {
         config.check()?;
         let plain = config.stem == PatchStem::Patches && config.rope.is_none() && !config.norm_embeddings;
         if config.prefix_tokens != PrefixTokens::None || config.positions != PositionTable::Patches || !plain {
@@ -152,7 +152,7 @@ impl Naflex {
     }
 }
 
-impl BuildImageTower for NaflexConfig {
+impl BuildImageTower for NaflexVitConfig {
     fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
         Ok(Box::new(Naflex::new(params, self, pooling)?))
     }
