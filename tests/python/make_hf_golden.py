@@ -10,9 +10,7 @@ Three more things may be in `golden.safetensors`:
 """
 
 import json
-import shutil
 import sys
-import zlib
 
 import torch
 import transformers as tf
@@ -20,14 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import make_golden as base
-from make_golden import CONTEXT, GOLDEN, LETTERS, SAMPLE_TEXTS, WORDS, text_size, vision_size
+from golden_folder import GOLDEN, begin, check_double, registry, save
+from make_golden import CONTEXT, LETTERS, SAMPLE_TEXTS, WORDS, text_size, vision_size
 
-MAKERS = {}
-
-
-def golden(make):
-    MAKERS[make.__name__] = make
-    return make
+MAKERS, golden = registry()
 
 
 # -------------------------------------------------------------------------------------------- tokenizers, processors
@@ -169,10 +163,7 @@ def write(name, model, outputs, *, text=None, image=None, tokenizer=None, proces
           change=None, flags={}, load={}, **save):
     """As `make_golden.write`: `text` and `image` are functions that draw inputs, `outputs` asks the reference, `change` sets
     weights, `config` changes the `config.json` as written, `flags` are further arguments of the vision tower."""
-    torch.manual_seed(zlib.crc32(name.encode()))
-    folder = GOLDEN / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = begin(name)
     base.randomise(model)
     if change:
         change(model)
@@ -191,7 +182,7 @@ def write(name, model, outputs, *, text=None, image=None, tokenizer=None, proces
     again = base.prepared(type(model).from_pretrained(folder, dtype=torch.float32, **load))
     base.check_equal(name, expected, outputs(again, text, {**image, **flags} if image else {}))
     double = {key: value.double() if value.is_floating_point() else value for key, value in image.items()}
-    base.check_double(name, expected, outputs(again.double(), text, {**double, **flags} if image else {}))
+    check_double(name, expected, outputs(again.double(), text, {**double, **flags} if image else {}))
 
     facts = {"model": type(model).__name__}
     if tokenizer:
@@ -206,8 +197,7 @@ def write(name, model, outputs, *, text=None, image=None, tokenizer=None, proces
         if "spatial_shapes" in found:
             expected |= {"sample_mask": found.pixel_attention_mask, "sample_shapes": found.spatial_shapes}
         facts["image_processor"] = type(reference).__name__
-    tensors = {key: value.clone().contiguous() for key, value in {**text, **image, **expected}.items()}
-    save_file(tensors, folder / "golden.safetensors")
+    save({**text, **image, **expected}, folder / "golden.safetensors")
     (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
 
 

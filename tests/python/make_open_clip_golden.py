@@ -17,33 +17,23 @@ Written with open_clip 3.3.0, timm 1.0.31, torch 2.11.0 (CPU), Pillow 13.0.0.
 
 import copy
 import json
-import shutil
 import sys
-import zlib
-from pathlib import Path
 
 import open_clip
 import timm
 import torch
+from golden_folder import GOLDEN, begin, check_double, registry, save
 from make_golden import SAMPLE_TEXTS, clip_tokenizer, sample_image
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 CONTEXT = 16
 TOKENIZER = clip_tokenizer()
 BOS, EOS = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
 VOCAB = len(TOKENIZER) + 3  # three ids lie above the EOS, as tokens added later do
-MAKERS = {}
-
-
-def golden(make):
-    """Registers a function that writes the folder of its own name."""
-    MAKERS["open_clip_" + make.__name__] = make
-    return make
+MAKERS, golden = registry("open_clip_")
 
 
 # ---------------------------------------------------------------------------------------------------- configurations
@@ -172,14 +162,11 @@ def write(name, cfg, *, ids={}, weights=None, preprocess={}, half=False, keep=()
     folder's. `preprocess`: what `preprocess_cfg` says else. `half`: save f16; the numbers come from the rounded weights, in f32.
     """
     name = "open_clip_" + name
-    torch.manual_seed(zlib.crc32(name.encode()))
-    folder = GOLDEN / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = begin(name)
     model = build(weights or cfg)
     randomise(model, keep)
     tensors = {key: value.half() if half else value for key, value in model.state_dict().items()}
-    save_file({key: value.clone().contiguous() for key, value in tensors.items()}, folder / "open_clip_model.safetensors")
+    save(tensors, folder / "open_clip_model.safetensors")
     size = cfg["vision_cfg"]["image_size"]
     preprocess_cfg = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD,
                   "interpolation": "bicubic", "resize_mode": "shortest", **preprocess}
@@ -194,9 +181,7 @@ def write(name, cfg, *, ids={}, weights=None, preprocess={}, half=False, keep=()
         for key, value in outputs(model.eval(), *inputs).items():
             assert torch.equal(value, expected[key]), f"{name}: {key} differs when loaded again"
     double = outputs(again.double(), inputs[0], inputs[1].double())
-    for key, value in expected.items():
-        worst = ((value - double[key]).abs().max() / double[key].abs().max()).item()
-        assert value.isfinite().all() and worst < 5e-6, f"{name}: {key} is badly conditioned: {worst:.1e}"
+    check_double(name, expected, double, largest=5e-6)
     facts = {"model": type(again).__name__}
     if cfg["text_cfg"].get("hf_tokenizer_name"):
         tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
@@ -205,8 +190,7 @@ def write(name, cfg, *, ids={}, weights=None, preprocess={}, half=False, keep=()
     sample_image().save(folder / "sample.png")
     transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")[2]
     expected["sample_pixel_values"] = transform(Image.open(folder / "sample.png")).unsqueeze(0)
-    tensors = {"input_ids": inputs[0], "pixel_values": inputs[1], **expected}
-    save_file({key: value.clone().contiguous() for key, value in tensors.items()}, folder / "golden.safetensors")
+    save({"input_ids": inputs[0], "pixel_values": inputs[1], **expected}, folder / "golden.safetensors")
 
 
 # ------------------------------------------------------------------------------------------------------------- folders
