@@ -239,7 +239,7 @@ def open_clip_folder(name, hf_name, config, tokenizer, **text_cfg):
     def run(model, pixels):
         text, visual = model.text, model.visual
         tokens = text.transformer(**inputs, output_hidden_states=True)
-        patches = states(visual.transformer, lambda: visual(pixels))
+        patches = states(visual.transformer.resblocks, lambda: visual(pixels))
         image = {f"image.hidden_states.{i}": state for i, state in enumerate(patches)}
         image |= {"image.last_hidden_state": patches[-1], "image.pooled": without(visual, "proj", lambda: visual(pixels))}
         features = model.encode_text(inputs["input_ids"]), model.encode_image(pixels)
