@@ -15,7 +15,6 @@ use crate::families::{
 };
 use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig, NaflexConfig, NaflexProcessor};
 use crate::model::{ClipConfig, ClipModel, Origin};
-use crate::text::TextTokenizer;
 use crate::towers::{ImagePooling, TextPooling};
 use crate::weights::{
     self, Checkpoint, CheckpointSource, Folder, HubOptions, Init, Layout, ParamSource, Parameters, Params,
@@ -24,6 +23,7 @@ use crate::weights::{
 use crate::{Error, Result};
 
 mod inspect;
+mod tokenizer;
 
 /// Everything loading can be told. Each setter states its default.
 ///
@@ -252,7 +252,7 @@ impl Loader {
             sentences.apply(&mut plan);
         }
         let config_file = config.path().to_path_buf();
-        Ok((plan, Files { folder, config: config.to_value(), config_file, checkpoint }))
+        Ok((plan, Files { folder, layout, config: config.to_value(), config_file, checkpoint }))
     }
 
     /// The configuration of the folder and the layout that it belongs to. A folder that holds both layouts is read in Hugging
@@ -287,7 +287,7 @@ impl Loader {
             }
             _ => None,
         };
-        let tokenizer = TextTokenizer::from_folder(files.folder.path(), plan.tokens)?;
+        let tokenizer = self.tokenizer(files, plan.tokens)?;
         let processor = self.processor(files, plan.processor.clone())?;
         let model = ClipModel::from_parameters(config, tokenizer, processor, parameters, &self.device)?;
         let model = match self.naflex(files, &plan.processor)? {
@@ -302,7 +302,7 @@ impl Loader {
         self.apply_pooling(Some(&mut config.pooling), None);
         let (parameters, _) =
             self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop))?;
-        let tokenizer = TextTokenizer::from_folder(files.folder.path(), plan.tokens)?;
+        let tokenizer = self.tokenizer(files, plan.tokens)?;
         TextEncoder::from_parameters(config, tokenizer, parameters, &self.device)
     }
 
@@ -383,6 +383,7 @@ impl Loader {
 
 struct Files {
     folder: Folder,
+    layout: Layout,
     config: Value,
     config_file: std::path::PathBuf,
     checkpoint: Option<Arc<Checkpoint>>,

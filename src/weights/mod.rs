@@ -31,6 +31,7 @@ mod zip;
 
 pub use checkpoint::{Checkpoint, TensorDescription};
 pub use folder::Folder;
+pub(crate) use hub::resolve_tokenizer;
 pub use hub::{Download, HubOptions, Progress, resolve};
 pub use layout::Layout;
 pub use names::Renames;
