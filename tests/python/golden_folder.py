@@ -32,7 +32,7 @@ def begin(name, seed=0):
     return folder
 
 
-def save(tensors, path, metadata=None):
+def save_tensors(tensors, path, metadata=None):
     """Writes tensors that may be views of each other."""
     save_file({key: value.clone().contiguous() for key, value in tensors.items()}, path, metadata)
 

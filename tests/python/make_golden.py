@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 
-from golden_folder import GOLDEN, begin, check_double, registry, save
+from golden_folder import GOLDEN, begin, check_double, registry, save_tensors
 
 CONTEXT = 16  # tokens; the third sample text is longer, so that truncation shows
 SAMPLE_TEXTS = ["a photo of a cat", "Two DOGS, on the  grass!", "the quick brown fox jumps over the lazy dog", "café 7"]
@@ -285,7 +285,7 @@ def write(model, *, name, tokenizer=None, processor=None, combined=None, rename=
         assert reference.backend == "pil", type(reference)
         expected["sample_pixel_values"] = reference(Image.open(folder / "sample.png"), return_tensors="pt").pixel_values
         facts["image_processor"] = type(reference).__name__
-    save({**text, **image, **expected}, folder / "golden.safetensors")
+    save_tensors({**text, **image, **expected}, folder / "golden.safetensors")
     (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import make_golden as base
-from golden_folder import GOLDEN, begin, check_double, registry, save
+from golden_folder import GOLDEN, begin, check_double, registry, save_tensors
 from make_golden import CONTEXT, LETTERS, SAMPLE_TEXTS, WORDS, text_size, vision_size
 
 MAKERS, golden = registry()
@@ -197,7 +197,7 @@ def write(name, model, outputs, *, text=None, image=None, tokenizer=None, proces
         if "spatial_shapes" in found:
             expected |= {"sample_mask": found.pixel_attention_mask, "sample_shapes": found.spatial_shapes}
         facts["image_processor"] = type(reference).__name__
-    save({**text, **image, **expected}, folder / "golden.safetensors")
+    save_tensors({**text, **image, **expected}, folder / "golden.safetensors")
     (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -17,7 +17,7 @@ import sys
 import timm
 import torch
 
-from golden_folder import begin, check_double, check_size, registry, save
+from golden_folder import begin, check_double, check_size, registry, save_tensors
 from open_clip_timm import build, inputs, published, randomise, save_config
 
 MAKERS, golden = registry()  # functions that give the arguments of `write`
@@ -170,7 +170,7 @@ def write(name, model, pixels, vision=None, trunk=None, fused=False, half=False,
     state = built.state_dict()
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    save(state, folder / "open_clip_model.safetensors", {"format": "pt"})
+    save_tensors(state, folder / "open_clip_model.safetensors", {"format": "pt"})
     save_config(folder, config)
 
     words, images = inputs(*pixels)
@@ -179,7 +179,7 @@ def write(name, model, pixels, vision=None, trunk=None, fused=False, half=False,
     check_double(name, expected, outputs(built, words, images.double()), largest=5e-6)
     names, expected["image.gradient_sums"] = gradient_sums(built.visual, images.double())
     expected["image.gradient_sums"] = expected["image.gradient_sums"].float()
-    save({**words, "pixel_values": images, **expected}, folder / "golden.safetensors")
+    save_tensors({**words, "pixel_values": images, **expected}, folder / "golden.safetensors")
     kind = type(built.visual.trunk if hasattr(built.visual, "trunk") else built.visual).__name__
     facts = {"model": type(built).__name__, "tower": kind, "gradients": names}
     (folder / "golden.json").write_text(json.dumps(facts, indent=0) + "\n")

@@ -22,7 +22,7 @@ import sys
 import open_clip
 import timm
 import torch
-from golden_folder import GOLDEN, begin, check_double, registry, save
+from golden_folder import GOLDEN, begin, check_double, registry, save_tensors
 from make_golden import SAMPLE_TEXTS, clip_tokenizer, sample_image
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
@@ -166,7 +166,7 @@ def write(name, cfg, *, ids={}, weights=None, preprocess={}, half=False, keep=()
     model = build(weights or cfg)
     randomise(model, keep)
     tensors = {key: value.half() if half else value for key, value in model.state_dict().items()}
-    save(tensors, folder / "open_clip_model.safetensors")
+    save_tensors(tensors, folder / "open_clip_model.safetensors")
     size = cfg["vision_cfg"]["image_size"]
     preprocess_cfg = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD,
                   "interpolation": "bicubic", "resize_mode": "shortest", **preprocess}
@@ -190,7 +190,7 @@ def write(name, cfg, *, ids={}, weights=None, preprocess={}, half=False, keep=()
     sample_image().save(folder / "sample.png")
     transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")[2]
     expected["sample_pixel_values"] = transform(Image.open(folder / "sample.png")).unsqueeze(0)
-    save({"input_ids": inputs[0], "pixel_values": inputs[1], **expected}, folder / "golden.safetensors")
+    save_tensors({"input_ids": inputs[0], "pixel_values": inputs[1], **expected}, folder / "golden.safetensors")
 
 
 # ------------------------------------------------------------------------------------------------------------- folders

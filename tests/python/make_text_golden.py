@@ -17,7 +17,7 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 
 import make_golden as base
-from golden_folder import GOLDEN, begin, check_double, registry, save
+from golden_folder import GOLDEN, begin, check_double, registry, save_tensors
 from make_golden import CONTEXT, bert_tokenizer, text_size, xlmr_tokenizer
 
 MAKERS, golden = registry()
@@ -71,7 +71,7 @@ def write(model, name, tokenizer, pool=mean, lengths=(9, 5, 7), tower=lambda mod
     if more:
         expected |= more(tower(again), inputs)
     check_double(name, {k: v for k, v in expected.items() if k.startswith("text.")}, outputs(tower(again.double()), inputs, pool))
-    save({**inputs, **expected}, folder / "golden.safetensors")
+    save_tensors({**inputs, **expected}, folder / "golden.safetensors")
     facts = {"model": type(model).__name__} | base.sample_ids(tf.AutoTokenizer.from_pretrained(folder))
     (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
 
@@ -226,7 +226,7 @@ def open_clip_folder(name, hf_name, config, tokenizer, **text_cfg):
         tf.AutoConfig.from_pretrained = asked
     base.randomise(model)
     model = model.eval()
-    save(model.state_dict(), folder / "open_clip_model.safetensors")
+    save_tensors(model.state_dict(), folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": {}}, indent=1) + "\n")
     tokenizer.save_pretrained(folder)
 

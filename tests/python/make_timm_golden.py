@@ -18,7 +18,7 @@ import sys
 import torch
 from timm.models import vision_transformer_hybrid, vitamin
 
-from golden_folder import begin, check_double, check_size, registry, save
+from golden_folder import begin, check_double, check_size, registry, save_tensors
 from open_clip_timm import build, inputs, published, randomise, save_config
 
 MAKERS, golden = registry()  # functions that give the arguments of `write`
@@ -208,7 +208,7 @@ def write(name, model, image_size, trunk=None, create=None, pixels=None, seed=0)
     built = build(config, small)
     randomise(built)
     built.eval()
-    save(built.state_dict(), folder / "open_clip_model.safetensors", {"format": "pt"})
+    save_tensors(built.state_dict(), folder / "open_clip_model.safetensors", {"format": "pt"})
     if pixels != image_size:
         built.visual.set_input_size(pixels)
     heads = {key: trunk[key] for key in ("num_heads", "depths") if key in (trunk or {})}
@@ -219,7 +219,7 @@ def write(name, model, image_size, trunk=None, create=None, pixels=None, seed=0)
     words, images = inputs(pixels, pixels)
     expected = outputs(built, words, images)
     check_double(name, expected, outputs(built.double(), words, images.double()))
-    save({**words, "pixel_values": images, **expected}, folder / "golden.safetensors")
+    save_tensors({**words, "pixel_values": images, **expected}, folder / "golden.safetensors")
     facts = {"model": type(built).__name__, "trunk": type(built.visual.trunk).__name__}
     (folder / "golden.json").write_text(json.dumps(facts, indent=1) + "\n")
     print("  ", check_size(folder), "bytes")
