@@ -14,7 +14,9 @@ pub enum PositionResize {
     Bicubic,
     /// The same with `antialias=True` (open_clip's `resize_pos_embed`, timm's `resample_abs_pos_embed`).
     BicubicAntialias,
-    /// `mode="bilinear"` with `antialias=True` (SigLIP2 NaFlex).
+    /// `mode="bilinear"` with `antialias=True` (SigLIP2 NaFlex). To a grid of one column, which only images as tall and narrow
+    /// as `max_num_patches` to 1 have, PyTorch 2.11 gives other numbers than for the same table and grid transposed; here both
+    /// are the same.
     BilinearAntialias,
 }
 

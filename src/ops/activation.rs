@@ -14,10 +14,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Activation {
     /// x·Φ(x), exact to `f32`.
-    #[serde(rename = "gelu")]
+    #[serde(rename = "gelu", alias = "gelu_python")]
     Gelu,
     /// GELU with Φ approximated by a tanh.
-    #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_new", alias = "gelu_fast")]
+    #[serde(
+        rename = "gelu_pytorch_tanh",
+        alias = "gelu_new",
+        alias = "gelu_fast",
+        alias = "gelu_accurate",
+        alias = "gelu_python_tanh"
+    )]
     GeluTanh,
     /// x·σ(1.702x), of OpenAI's CLIP.
     #[serde(rename = "quick_gelu")]
@@ -40,8 +46,8 @@ impl Activation {
     /// When there is no such function here; the error lists those there are.
     pub fn from_name(name: &str, context: &str) -> Result<Self> {
         match name {
-            "gelu" => Ok(Self::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Ok(Self::GeluTanh),
+            "gelu" | "gelu_python" => Ok(Self::Gelu),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => Ok(Self::GeluTanh),
             "quick_gelu" => Ok(Self::QuickGelu),
             "relu" => Ok(Self::Relu),
             "silu" | "swish" => Ok(Self::Silu),
@@ -50,7 +56,8 @@ impl Activation {
                 context,
                 "activation",
                 name,
-                "gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, quick_gelu, relu, silu, swish, tanh",
+                "gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_fast, gelu_accurate, gelu_python_tanh, quick_gelu, \
+                 relu, silu, swish, tanh",
             )),
         }
     }
