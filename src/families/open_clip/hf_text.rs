@@ -96,13 +96,14 @@ pub(super) fn text_part(part: &PartSource<'_>, name: &str) -> Result<TextPart> {
     Ok(TextPart { config, renames, projection, pad_id })
 }
 
-/// `hf_pooler_type`; what the class has by default where it is null, the mean where it is left out.
+/// `hf_pooler_type`; what the class has by default where it is null, the mean where it is left out. BERT is built without its
+/// pooler where that is not asked for by name, and the first token is taken then.
 fn pooling(part: &PartSource<'_>, kind: Kind) -> Result<TextPooling> {
     let config = part.config();
     let default = match kind {
         _ if !config.has("hf_pooler_type") => "mean_pooler",
         Kind::Roberta | Kind::Mt5 => "mean_pooler",
-        Kind::Bert | Kind::M2m100 => "cls_pooler",
+        Kind::Bert | Kind::M2m100 => "cls_last_hidden_state_pooler",
     };
     let found = config.text("hf_pooler_type")?.unwrap_or_else(|| default.to_string());
     match (found.as_str(), kind) {
@@ -238,4 +239,29 @@ fn nllb(part: &PartSource<'_>, published: &Published, pad_token_id: u32) -> Resu
         embedding_scale: (hidden_size as f64).sqrt(),
         initializer_range: 0.02,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::families::{Config, FamilySource, Role};
+
+    #[test]
+    fn null_is_the_pooling_of_the_class_without_a_pooler_of_its_own() {
+        let pooling = |name: &str, pooler: serde_json::Value| {
+            let fields = json!({"hf_model_name": name, "hf_pooler_type": pooler});
+            let config = Config::new(Path::new("open_clip_config.json"), fields).unwrap();
+            let source = FamilySource { config, tensors: None, role: Role::Half };
+            let part = PartSource { source, embed_dim: 512, quick_gelu: false };
+            text_part(&part, name).unwrap().config.pooling
+        };
+        assert_eq!(pooling("bert-base-uncased", json!(null)), TextPooling::Cls);
+        assert_eq!(pooling("bert-base-uncased", json!("cls_pooler")), TextPooling::Pooler);
+        assert_eq!(pooling("roberta-base", json!(null)), TextPooling::Mean);
+        assert_eq!(pooling("facebook/nllb-200-distilled-600M", json!(null)), TextPooling::Cls);
+    }
 }

@@ -46,7 +46,7 @@ pub(super) fn image_part(part: &PartSource<'_>, name: &str) -> Result<ImagePart>
     };
     let found = timm::MAKERS.iter().find_map(|maker| maker(&tower).transpose()).transpose()?;
     let Some(TimmTower { config: tower, renames, classifier }) = found else {
-        return Err(unsupported(config, "timm_model_name", name, "none of timm's towers"));
+        return Err(unsupported(config, "timm_model_name", name, &timm::names()));
     };
     let own = |renames: Renames| -> Result<_> {
         // The classifier is the projection: names are seen below the trunk here, and below `visual.` by the heads.

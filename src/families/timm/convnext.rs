@@ -16,6 +16,11 @@ const TABLE: [(&str, [usize; 4], [usize; 4], f64); 6] = [
     ("convnext_xxlarge", [3, 4, 30, 3], [384, 768, 1536, 3072], 1e-5),
 ];
 
+/// The names that are known here.
+pub(super) fn names() -> Vec<&'static str> {
+    TABLE.map(|row| row.0).to_vec()
+}
+
 /// The tower, if the name is one of ConvNeXt's.
 ///
 /// # Errors

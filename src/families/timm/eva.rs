@@ -46,6 +46,11 @@ const POOL_RATIO: usize = 4;
 /// SwiGLU's names.
 const RULES: [(&str, &str); 2] = [("mlp.fc1_g", "mlp.gate"), ("mlp.fc1_x", "mlp.fc1")];
 
+/// The names that are known here.
+pub(super) fn names() -> Vec<&'static str> {
+    TABLE.map(|row| row.0).to_vec()
+}
+
 /// The tower of that name, if it is one of these.
 pub(super) fn tower(timm: &TimmSource<'_>) -> Result<Option<TimmTower>> {
     let Some(&(_, dialect, row)) = TABLE.iter().find(|(name, ..)| *name == timm.name) else { return Ok(None) };

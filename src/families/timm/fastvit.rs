@@ -49,6 +49,11 @@ const HEAD: usize = 32;
 /// Stages before the first with squeeze-and-excite, and before the first with attention.
 const LAST: usize = 3;
 
+/// The names that are known here.
+pub(super) fn names() -> Vec<&'static str> {
+    TABLE.iter().map(|row| row.0).collect()
+}
+
 /// The tower, if the name is one of MobileCLIP's FastViTs.
 ///
 /// # Errors

@@ -26,6 +26,12 @@ pub(super) type Maker = fn(&TimmSource<'_>) -> Result<Option<TimmTower>>;
 pub(super) const MAKERS: [Maker; 6] =
     [vit::tower, eva::tower, vitamin::tower, swin::tower, convnext::tower, fastvit::tower];
 
+/// The names of all of them, for the error of another one.
+pub(super) fn names() -> String {
+    let names = [vit::names(), eva::names(), vitamin::names(), swin::names(), convnext::names(), fastvit::names()];
+    names.concat().join(", ")
+}
+
 /// One size of a tensor in the files, else what the name stands for.
 fn size(timm: &TimmSource<'_>, tensor: &str, axis: usize, named: usize) -> usize {
     timm.source.shape(tensor).and_then(|shape| shape.get(axis)).copied().unwrap_or(named)

@@ -15,6 +15,11 @@ const WINDOW: usize = 7;
 
 const RULES: [(&str, &str); 2] = [("^layers", "stages"), ("^patch_embed.norm", "embeddings.norm")];
 
+/// The names that are known here.
+pub(super) fn names() -> Vec<&'static str> {
+    vec![NAME]
+}
+
 /// The tower, if the name is Swin's. All sizes show in the tensors' shapes.
 ///
 /// # Errors

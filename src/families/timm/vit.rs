@@ -124,6 +124,11 @@ pub(super) fn finish(config: VitConfig, pooling: ImagePooling, renames: Renames)
     TimmTower { config, renames, classifier: "head" }
 }
 
+/// The names that are known here.
+pub(super) fn names() -> Vec<&'static str> {
+    TABLE.map(|row| row.0).to_vec()
+}
+
 /// The tower of that name, if it is one of these.
 pub(super) fn tower(timm: &TimmSource<'_>) -> Result<Option<TimmTower>> {
     let Some(&(_, dialect, row)) = TABLE.iter().find(|(name, ..)| *name == timm.name) else { return Ok(None) };

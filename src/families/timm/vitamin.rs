@@ -36,6 +36,11 @@ const RULES: [(&str, &str); 6] = [
     ("mlp.w2", "mlp.fc2"),
 ];
 
+/// The names that are known here.
+pub(super) fn names() -> Vec<&'static str> {
+    TABLE.map(|row| row.0).to_vec()
+}
+
 /// The tower of that name, if it is one of these.
 pub(super) fn tower(timm: &TimmSource<'_>) -> Result<Option<TimmTower>> {
     let Some(&(name, widths, row)) = TABLE.iter().find(|(name, ..)| *name == timm.name) else { return Ok(None) };
