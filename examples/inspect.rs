@@ -35,6 +35,7 @@ fn run(args: &Args) -> Outcome<()> {
     }
     match found.problems.len() {
         0 => Ok(()),
+        1 => Err(format!("{}: 1 problem keeps it from loading", args.model).into()),
         n => Err(format!("{}: {n} problems keep it from loading", args.model).into()),
     }
 }
