@@ -76,7 +76,7 @@ mod tests {
             assert_eq!(ids(&found).ids(), ids(&expected).ids());
             // What is saved has it.
             let saved = tempfile::tempdir().expect("a folder");
-            found.save_pretrained(&saved.path().join("saved")).expect(repository);
+            found.save_pretrained(saved.path().join("saved")).expect(repository);
             assert!(TextTokenizer::is_in(saved.path().join("saved")));
         }
     }
