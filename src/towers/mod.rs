@@ -1,6 +1,6 @@
 //! The mathematics: one file per tower. Towers know shapes and parameters, never file names (see [`families`](crate::families)).
 //!
-//! A new tower is a file of its own, whose configuration implements [`BuildImageTower`] or [`BuildTextTower`], and a variant of
+//! A new tower is a file of its own, whose configuration implements `BuildImageTower` or `BuildTextTower`, and a variant of
 //! [`ImageTowerConfig`] or [`TextTowerConfig`].
 
 mod bert;
