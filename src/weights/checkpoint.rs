@@ -187,7 +187,7 @@ impl Checkpoint {
     /// If there is no tensor of that name, its stored type is unknown to candle, or the file cannot be read.
     pub fn read(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let shape = self.shape(name)?;
-        Ok(self.values(name, dtype)?.into_tensor(shape, dtype, device)?)
+        Ok(self.values(name, None, dtype)?.into_tensor(shape, dtype, device)?)
     }
 
     /// Reads the tensor `name` as a trainable variable, without a second copy of it where no conversion is needed.
@@ -196,7 +196,7 @@ impl Checkpoint {
     /// As [`Checkpoint::read`].
     pub fn read_var(&self, name: &str, dtype: DType, device: &Device) -> Result<Var> {
         let shape = self.shape(name)?;
-        Ok(self.values(name, dtype)?.into_var(shape, dtype, device)?)
+        Ok(self.values(name, None, dtype)?.into_var(shape, dtype, device)?)
     }
 
     fn shape(&self, name: &str) -> Result<&[usize]> {
@@ -205,12 +205,14 @@ impl Checkpoint {
             .ok_or_else(|| Error::file(&self.source, format!("has no tensor '{name}'")))
     }
 
-    pub(super) fn values(&self, name: &str, dtype: DType) -> Result<Values> {
+    /// The numbers of a tensor, or of the `index`-th of `count` equal parts of its first axis: no more than these are read.
+    pub(super) fn values(&self, name: &str, part: Option<(usize, usize)>, dtype: DType) -> Result<Values> {
         let missing = || Error::file(&self.source, format!("has no tensor '{name}'"));
         let entry = self.tensors.get(name).ok_or_else(missing)?;
         let file = &self.files[entry.file];
         let stored = file.info(&entry.name).ok_or_else(missing)?;
-        file.values(stored, dtype)
+        let part = part.map(|(index, count)| stored.part(index, count));
+        file.values(part.as_ref().unwrap_or(stored), dtype)
             .map_err(|e| Error::file(file.path(), format!("tensor '{}' cannot be read: {e}", entry.name)))?
             .ok_or_else(|| {
                 let supported = "F32, F16, BF16, F64, I64, I32, I16, U32, U8, BOOL";

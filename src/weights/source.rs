@@ -197,24 +197,18 @@ impl CheckpointSource {
         if self.header_only {
             return Ok(Tensor::zeros((), self.dtype, &Device::Cpu)?.broadcast_as(shape)?);
         }
-        let values = self.checkpoint.values(file_name, self.dtype)?;
+        let part = if let View::Part { index, count } = view { Some((index, count)) } else { None };
+        let values = self.checkpoint.values(file_name, part, self.dtype)?;
         let trainable = (self.trainable)(name);
-        if view == View::Whole {
+        if view != View::Transposed {
             return Ok(if trainable {
                 values.into_var(shape, self.dtype, &self.device)?.into_inner()
             } else {
                 values.into_tensor(shape, self.dtype, &self.device)?
             });
         }
-        let stored = self.checkpoint.info(file_name).map(|info| info.shape.to_vec()).unwrap_or_default();
-        let tensor = values.into_tensor(&stored, self.dtype, &self.device)?;
-        let tensor = match view {
-            View::Whole => tensor,
-            View::Transposed => tensor.t()?,
-            View::Part { index, count } => tensor.narrow(0, index * (stored[0] / count), stored[0] / count)?,
-        };
-        // A copy of its own: the whole of which it was a part is not kept in memory.
-        let tensor = tensor.reshape(shape)?.force_contiguous()?;
+        let turned: Vec<usize> = shape.iter().rev().copied().collect();
+        let tensor = values.into_tensor(&turned, self.dtype, &self.device)?.t()?.contiguous()?;
         Ok(if trainable { Var::from_tensor(&tensor)?.into_inner() } else { tensor })
     }
 }

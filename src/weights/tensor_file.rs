@@ -35,6 +35,7 @@ pub(super) struct TensorFile {
 }
 
 /// Where and how a file holds one tensor.
+#[derive(Clone)]
 pub(super) struct Stored {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
@@ -42,6 +43,18 @@ pub(super) struct Stored {
     pub(super) start: u64,
     /// How many elements lie between neighbours along each axis, where that is not row-major order without gaps.
     pub(super) strides: Option<Vec<usize>>,
+}
+
+impl Stored {
+    /// The `index`-th of `count` equal parts along the first axis, which `count` divides.
+    pub(super) fn part(&self, index: usize, count: usize) -> Self {
+        let mut part = self.clone();
+        let Some(rows) = part.shape.first_mut() else { return part };
+        *rows /= count;
+        let row = self.strides.as_ref().map_or_else(|| self.shape[1..].iter().product(), |strides| strides[0]);
+        part.start += (index * *rows * row * self.dtype.bitsize() / 8) as u64;
+        part
+    }
 }
 
 impl TensorFile {
