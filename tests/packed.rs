@@ -71,9 +71,11 @@ fn packed_weights_are_the_same_bits_when_they_are_asked_for() {
 fn what_was_packed_can_be_trained_again_and_gradients_flow_through_what_stays_packed() {
     let golden = Golden::named("clip");
     let loss = |model: &ClipModel| golden.clip_output(model).logits_per_image.sqr()?.sum_all();
-    let first = |name: &str| name == "vision_model.embeddings.class_embedding" || name.ends_with("layers.0.mlp.fc1.bias");
+    let first =
+        |name: &str| name == "vision_model.embeddings.class_embedding" || name.ends_with("layers.0.mlp.fc1.bias");
     let plain = ClipModel::from_pretrained(golden.dir()).and_then(|m| m.with_trainable(first)).expect("plain");
-    let packed = Loader::new().trainable(false).clip(golden.dir()).and_then(|m| m.with_trainable(first)).expect("packed");
+    let packed =
+        Loader::new().trainable(false).clip(golden.dir()).and_then(|m| m.with_trainable(first)).expect("packed");
     assert!(self::packed(&packed.parameters(), Packing::Float) > 10);
     let (expected, found) = (loss(&plain).expect("loss"), loss(&packed).expect("loss"));
     let (expected, found) = (expected.backward().expect("gradients"), found.backward().expect("gradients"));

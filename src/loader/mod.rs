@@ -15,7 +15,7 @@ use crate::families::{
 };
 use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig, NaflexConfig, NaflexProcessor};
 use crate::model::{ClipConfig, ClipModel, Origin};
-use crate::ops::{Packing, Weight};
+use crate::ops::Weight;
 use crate::text::TextTokenizer;
 use crate::towers::{ImagePooling, TextPooling};
 use crate::weights::{
@@ -25,6 +25,9 @@ use crate::weights::{
 use crate::{Error, Result};
 
 mod inspect;
+mod quantize;
+
+pub use quantize::Quantization;
 
 /// Everything loading can be told. Each setter states its default.
 ///
@@ -47,15 +50,6 @@ pub struct Loader {
     random: Option<u64>,
     trainable: bool,
     quantization: Option<Quantization>,
-}
-
-/// What [`Loader::quantize`] makes of weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Quantization {
-    /// 8-bit integers, with a scale for each output of a layer and for each row that enters it; sums are exact. Embeddings have
-    /// a cosine of 0.99 and more to those of the floats.
-    Int8,
 }
 
 /// What a folder turned out to hold.
@@ -167,30 +161,6 @@ impl Loader {
     #[must_use]
     pub fn trainable(self, trainable: bool) -> Self {
         Self { trainable, ..self }
-    }
-
-    /// Keeps the weights of linear layers as integers (floats): a quarter of the memory and less time, for embeddings that differ
-    /// a little. What is quantised cannot be trained, and the rest is loaded frozen.
-    #[must_use]
-    pub fn quantize(self, quantization: Quantization) -> Self {
-        Self { quantization: Some(quantization), trainable: false, ..self }
-    }
-
-    /// How weights are kept: packed, where nothing trains them and the CPU multiplies.
-    fn packing(&self) -> Result<Packing> {
-        let native = self.dtype == DType::F32 && self.device.is_cpu();
-        match self.quantization {
-            Some(_) if !native => {
-                let message = format!("is for f32 on the CPU, not for {:?} on {:?}", self.dtype, self.device.location());
-                Err(Error::argument("quantize", message))
-            }
-            Some(_) if self.trainable => {
-                Err(Error::argument("quantize", "what is quantised cannot be trained; leave `trainable` out"))
-            }
-            Some(Quantization::Int8) => Ok(Packing::Int8),
-            None if native && !self.trainable => Ok(Packing::Float),
-            None => Ok(Packing::None),
-        }
     }
 
     /// Loads a dual encoder from a folder or a hub id.

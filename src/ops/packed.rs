@@ -6,7 +6,7 @@
 use super::activation::{Activation, activate};
 use super::add_row::add_row;
 use super::kernel::{Floats, floats, is_native, tensor};
-use super::linear::{linear};
+use super::linear::linear;
 use super::linear_activate::linear_activate;
 use super::panels::Panels;
 use super::quantized::Quantized;
@@ -120,8 +120,11 @@ impl PackedWeight {
     fn check(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<()> {
         let (outputs, inputs) = self.size();
         if x.dims().last() != Some(&inputs) {
-            let message =
-                format!("has shape {:?}, whose last size is not the {inputs} inputs of weight {:?}", x.dims(), self.dims());
+            let message = format!(
+                "has shape {:?}, whose last size is not the {inputs} inputs of weight {:?}",
+                x.dims(),
+                self.dims()
+            );
             return Err(Error::argument("x", message));
         }
         if !is_native(&[x]) {
@@ -134,7 +137,8 @@ impl PackedWeight {
         }
         match bias {
             Some(bias) if bias.dims() != [outputs] || !is_native(&[bias]) => {
-                let message = format!("has shape {:?}, expected f32 ({outputs}) for weight {:?}", bias.dims(), self.dims());
+                let message =
+                    format!("has shape {:?}, expected f32 ({outputs}) for weight {:?}", bias.dims(), self.dims());
                 Err(Error::argument("bias", message))
             }
             _ => Ok(()),

@@ -168,9 +168,8 @@ mod tests {
             assert_eq!(y.len(), rows * outputs);
             for (i, &y) in y.iter().enumerate() {
                 let (row, output) = (i / outputs, i % outputs);
-                let dot: f64 = (0..inputs)
-                    .map(|k| f64::from(x[row * inputs + k]) * f64::from(weight[output * inputs + k]))
-                    .sum();
+                let dot: f64 =
+                    (0..inputs).map(|k| f64::from(x[row * inputs + k]) * f64::from(weight[output * inputs + k])).sum();
                 let expected = (dot + f64::from(bias[output])).max(0.0);
                 assert!((f64::from(y) - expected).abs() < 1e-4, "{rows}x{outputs}x{inputs}: {y} {expected}");
             }

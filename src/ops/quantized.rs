@@ -108,12 +108,7 @@ impl Quantized {
     }
 
     /// `f(x · Wᵀ + bias)` for `x` (rows,K). A row with a value that is not finite becomes NaN.
-    pub(super) fn product(
-        &self,
-        x: &[f32],
-        bias: Option<&[f32]>,
-        activation: Option<Activation>,
-    ) -> Result<Vec<f32>> {
+    pub(super) fn product(&self, x: &[f32], bias: Option<&[f32]>, activation: Option<Activation>) -> Result<Vec<f32>> {
         let (outputs, inputs) = (self.outputs, self.inputs);
         let largest = if GemmExecutor::<u8, i8, i32>::default().may_saturate() { 127.0 } else { 255.0 };
         let mut y = Vec::with_capacity(x.len() / inputs.max(1) * outputs);
@@ -248,8 +243,7 @@ mod tests {
         for (outputs, inputs) in [(16, 16), (33, 70), (130, 300)] {
             let weight = values(outputs * inputs, 1);
             let quantized = Quantized::new(&weight, outputs, inputs);
-            let again =
-                Quantized::from_integers(&quantized.integers()?, quantized.scales().to_vec(), outputs, inputs);
+            let again = Quantized::from_integers(&quantized.integers()?, quantized.scales().to_vec(), outputs, inputs);
             assert_eq!(quantized.integers()?, again.integers()?);
             for (row, (found, exact)) in quantized.unpack()?.chunks(inputs).zip(weight.chunks(inputs)).enumerate() {
                 let half = 0.501 * quantized.scales()[row];
