@@ -156,7 +156,7 @@ fn a_model_built_from_a_var_map_is_made_of_its_variables() {
 fn random_weights_depend_on_the_seed_alone() {
     let golden = Golden::named("clip");
     let model = |seed| Loader::new().random_weights(seed).clip(golden.dir()).expect("built");
-    let weight = |model: &ClipModel| bits(model.parameters().get("visual_projection.weight").expect("weight"));
+    let weight = |model: &ClipModel| bits(&model.parameters().get("visual_projection.weight").expect("weight"));
     assert_eq!(weight(&model(1)), weight(&model(1)));
     assert_ne!(weight(&model(1)), weight(&model(2)));
 }

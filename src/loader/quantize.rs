@@ -10,8 +10,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Quantization {
-    /// 8-bit integers, with a scale for each output of a layer and for each row that enters it; sums are exact. Embeddings have
-    /// a cosine of 0.99 and more to those of the floats.
+    /// 8-bit integers, with a scale for each output of a layer and for each row that enters it; sums are exact.
     Int8,
 }
 
