@@ -31,7 +31,7 @@ pub use embeddings::Embeddings;
 pub use encoder::{ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig};
 pub use error::{Error, ErrorKind, Result};
 pub use inspect::Inspection;
-pub use loader::{Loaded, Loader};
+pub use loader::{Loaded, Loader, Quantization};
 pub use logit_scale::{LogitConfig, LogitScale};
 pub use matching::MatchingConfig;
 pub use model::{ClipConfig, ClipModel, ClipOutput};

@@ -44,7 +44,7 @@ fn every_gradient_of_a_convolutional_tower_is_pytorchs() {
         let gradients = loss.backward().expect(&golden.name);
         let gradient = |name: &str| {
             let parameter = encoder.parameters().get(name).unwrap_or_else(|| panic!("{}: no {name}", golden.name));
-            gradients.get(parameter).unwrap_or_else(|| panic!("{}: {name} has no gradient", golden.name)).clone()
+            gradients.get(&parameter).unwrap_or_else(|| panic!("{}: {name} has no gradient", golden.name)).clone()
         };
         let expected: Vec<f32> = golden.tensors["image.gradient_sums"].to_vec1().expect("sums");
         assert_eq!(expected.len(), names.len(), "{}", golden.name);

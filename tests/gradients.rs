@@ -35,7 +35,7 @@ fn largest(t: &Tensor) -> f64 {
 fn check(what: &str, objective: &Tensor, parameters: &diptych::weights::Parameters, trainable: impl Fn(&str) -> bool) {
     let gradients = objective.backward().expect(what);
     for (name, tensor) in parameters.iter() {
-        let gradient = gradients.get(tensor);
+        let gradient = gradients.get(&tensor);
         if !trainable(name) || parameters.is_buffer(name) {
             assert!(gradient.is_none(), "{what}: frozen {name} got a gradient");
             continue;

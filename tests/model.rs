@@ -53,7 +53,7 @@ fn a_saved_model_loads_again_with_equal_bits() {
             let (before, after) = (model.parameters(), again.parameters());
             assert_eq!(before.iter().count(), after.iter().count(), "{name}");
             for ((a_name, a), (b_name, b)) in before.iter().zip(after.iter()) {
-                assert_eq!((a_name, a.dims(), bits(a)), (b_name, b.dims(), bits(b)), "{name}");
+                assert_eq!((a_name, a.dims(), bits(&a)), (b_name, b.dims(), bits(&b)), "{name}");
             }
             let sample = golden.path.join("sample.png");
             let (a, b) = (model.embed_images([&sample]).expect(name), again.embed_images([&sample]).expect(name));
@@ -156,7 +156,7 @@ fn a_model_built_from_a_var_map_is_made_of_its_variables() {
 fn random_weights_depend_on_the_seed_alone() {
     let golden = Golden::named("clip");
     let model = |seed| Loader::new().random_weights(seed).clip(golden.dir()).expect("built");
-    let weight = |model: &ClipModel| bits(model.parameters().get("visual_projection.weight").expect("weight"));
+    let weight = |model: &ClipModel| bits(&model.parameters().get("visual_projection.weight").expect("weight"));
     assert_eq!(weight(&model(1)), weight(&model(1)));
     assert_ne!(weight(&model(1)), weight(&model(2)));
 }
@@ -209,7 +209,7 @@ fn a_new_model_of_a_published_design_is_written_in_hugging_faces_layout() {
         assert_eq!(again.config(), model.config(), "{name}");
         let (before, after) = (model.parameters(), again.parameters());
         for ((a_name, a), (b_name, b)) in before.iter().zip(after.iter()) {
-            assert_eq!((a_name, a.dims(), bits(a)), (b_name, b.dims(), bits(b)), "{name}");
+            assert_eq!((a_name, a.dims(), bits(&a)), (b_name, b.dims(), bits(&b)), "{name}");
         }
     }
 }

@@ -49,7 +49,7 @@ fn blips_text_looks_at_the_image_as_in_transformers() -> Result<()> {
     let gradients = (output * weights)?.sum_all()?.backward()?;
     let parameters = params.finish("blip_text")?;
     for (name, parameter) in parameters.iter() {
-        let gradient = gradients.get(parameter).unwrap_or_else(|| panic!("{name} got no gradient"));
+        let gradient = gradients.get(&parameter).unwrap_or_else(|| panic!("{name} got no gradient"));
         let size = gradient.abs()?.max_all()?.to_scalar::<f32>()?;
         assert!(size.is_finite() && (size > 1e-12 || name.ends_with("k_proj.bias")), "{name}: {size}");
     }
@@ -86,7 +86,7 @@ fn hugging_face_towers_in_open_clip_give_its_numbers() -> Result<()> {
         golden.check("logits_per_image", &output.logits_per_image);
         let gradients = output.logits_per_image.sqr()?.sum_all()?.backward()?;
         for (name, parameter) in model.parameters().iter().filter(|(name, _)| name.starts_with("text")) {
-            assert!(gradients.get(parameter).is_some(), "{name} got no gradient");
+            assert!(gradients.get(&parameter).is_some(), "{name} got no gradient");
         }
     }
     Ok(())

@@ -70,7 +70,7 @@ fn config(epochs: usize) -> TrainConfig {
 
 fn values(model: &ClipModel) -> Vec<(String, Vec<f32>)> {
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1().unwrap();
-    model.parameters().iter().map(|(name, tensor)| (name.to_string(), flat(tensor))).collect()
+    model.parameters().iter().map(|(name, tensor)| (name.to_string(), flat(&tensor))).collect()
 }
 
 fn variable(model: &ClipModel, wanted: &str) -> Var {

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use serde_json::Value;
 
 use super::{diptych, hf_clip, open_clip, siglip};
 use crate::model::{ClipConfig, ClipModel};
-use crate::ops::Activation;
+use crate::ops::{Activation, Weight};
 use crate::project::ProjectionKind;
 use crate::towers::{
     ImageTowerConfig, PooledToken, PositionTable, PrefixTokens, TextAttention, TextPooling, TextTowerConfig,
@@ -146,7 +146,7 @@ pub(super) fn fits_input(model: &ClipModel) -> bool {
 fn hugging_face_shapes(parameters: &Parameters) -> BTreeMap<String, Stored> {
     const HEAD: &str = "vision_model.head.attention.";
     let siglip = parameters.get("logit_bias").is_some();
-    let stored = |(name, tensor): (&str, &Tensor)| {
+    let stored = |(name, tensor): (&str, &Weight)| {
         let whole = |shape: Vec<usize>| Stored { name: name.to_string(), shape, view: View::Whole };
         let stored = match (name, tensor.dims()) {
             ("logit_scale" | "logit_bias", _) if siglip => whole(vec![1]),
@@ -162,7 +162,7 @@ fn hugging_face_shapes(parameters: &Parameters) -> BTreeMap<String, Stored> {
         };
         Some((name.to_string(), stored))
     };
-    parameters.iter().filter_map(stored).collect()
+    parameters.weights().filter_map(stored).collect()
 }
 
 /// What is left of a configuration when everything is taken off that changes no feature of a loaded model: how weights start, how

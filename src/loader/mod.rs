@@ -15,6 +15,7 @@ use crate::families::{
 };
 use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig, NaflexConfig, NaflexProcessor};
 use crate::model::{ClipConfig, ClipModel, Origin};
+use crate::ops::Weight;
 use crate::towers::{ImagePooling, TextPooling};
 use crate::weights::{
     self, Checkpoint, CheckpointSource, Folder, HubOptions, Init, Layout, ParamSource, Parameters, Params,
@@ -23,7 +24,10 @@ use crate::weights::{
 use crate::{Error, Result};
 
 mod inspect;
+mod quantize;
 mod tokenizer;
+
+pub use quantize::Quantization;
 
 /// Everything loading can be told. Each setter states its default.
 ///
@@ -45,6 +49,7 @@ pub struct Loader {
     decode: DecodeOptions,
     random: Option<u64>,
     trainable: bool,
+    quantization: Option<Quantization>,
 }
 
 /// What a folder turned out to hold.
@@ -79,6 +84,7 @@ impl Loader {
             decode: DecodeOptions::default(),
             random: None,
             trainable: true,
+            quantization: None,
         }
     }
 
@@ -150,7 +156,8 @@ impl Loader {
         Self { random: Some(seed), ..self }
     }
 
-    /// Whether parameters are loaded as variables that training can change (true).
+    /// Whether parameters are loaded as variables that training can change (true). Where not, the weights of linear layers are
+    /// packed for the CPU as they are read, and products are faster.
     #[must_use]
     pub fn trainable(self, trainable: bool) -> Self {
         Self { trainable, ..self }
@@ -339,9 +346,11 @@ impl Loader {
         // A size that no tower can have was read from the folder's configuration.
         let collect = |params: &Params| collect(params).map_err(|error| Error::file(&files.config_file, error));
         let Some(checkpoint) = &files.checkpoint else {
-            let params = Params::new(RandomSource::new(self.random.unwrap_or(0), self.dtype, &self.device));
+            let source = RandomSource::new(self.random.unwrap_or(0), self.dtype, &self.device);
+            let source = if self.trainable { source } else { source.frozen() };
+            let params = Params::new(source).packing(self.packing()?);
             collect(&params)?;
-            return Ok((params.finish(&name)?.with_trainable(|_| self.trainable)?, None));
+            return Ok((params.finish(&name)?, None));
         };
         let source = |renames: &Renames| {
             let trainable = self.trainable;
@@ -349,7 +358,7 @@ impl Loader {
             Arc::new(source.trainable(move |_| trainable))
         };
         let branches: Vec<_> = parts.iter().map(|(prefix, renames)| (*prefix, source(renames))).collect();
-        let params = Params::new(Branches(branches.clone()));
+        let params = Params::new(Branches(branches.clone())).packing(self.packing()?);
         collect(&params)?;
         for unused in branches.iter().flat_map(|(_, source)| source.unused()) {
             params.note_problem(format!("{unused}: in the file, but the configuration has no place for it"));
@@ -402,11 +411,11 @@ impl Branches {
 
     /// For each parameter how the files hold it.
     fn stored(&self, parameters: &Parameters) -> BTreeMap<String, Stored> {
-        let stored = |(name, _): (&str, &Tensor)| {
+        let stored = |(name, _): (&str, &Weight)| {
             let (source, rest) = self.find(name)?;
             Some((name.to_string(), source.stored(rest)?))
         };
-        parameters.iter().filter_map(stored).collect()
+        parameters.weights().filter_map(stored).collect()
     }
 }
 

@@ -232,7 +232,7 @@ mod tests {
         let grads = norm.forward(&Tensor::ones((1, 1, 1, 2), DType::F32, &Device::Cpu)?)?.sum_all()?.backward()?;
         let parameters = params.finish("test")?;
         for (name, tensor) in parameters.iter() {
-            assert_eq!(grads.get(tensor).is_some(), !parameters.is_buffer(name), "{name}");
+            assert_eq!(grads.get(&tensor).is_some(), !parameters.is_buffer(name), "{name}");
         }
         Ok(())
     }

@@ -3,13 +3,13 @@
 use candle_core::Tensor;
 
 use crate::Result;
-use crate::ops::{self, Activation};
+use crate::ops::{self, Activation, Weight};
 use crate::weights::{Init, Params};
 
 /// `y = x·Wᵀ + b`, with `weight` (N,K) as PyTorch's `nn.Linear` stores it.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
 }
 
@@ -30,7 +30,7 @@ impl Linear {
     /// # Errors
     /// When the source cannot make a tensor.
     pub fn without_bias(params: &Params, input: usize, output: usize, init: Init) -> Result<Self> {
-        Ok(Self { weight: params.get("weight", &[output, input], init)?, bias: None })
+        Ok(Self { weight: params.weight("weight", &[output, input], init)?, bias: None })
     }
 
     /// Where PyTorch's `nn.Linear` starts: uniform in ±1/√input, weight and bias alike.
@@ -45,7 +45,7 @@ impl Linear {
     /// # Errors
     /// When the last dimension of `x` is not K.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::linear(x, &self.weight, self.bias.as_ref())
+        self.weight.forward(x, self.bias.as_ref(), None)
     }
 
     /// [`Linear::forward`] and the activation in one pass.
@@ -53,7 +53,7 @@ impl Linear {
     /// # Errors
     /// When the last dimension of `x` is not K.
     pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        ops::linear_activate(x, &self.weight, self.bias.as_ref(), activation)
+        self.weight.forward(x, self.bias.as_ref(), Some(activation))
     }
 }
 

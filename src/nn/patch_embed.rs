@@ -2,13 +2,14 @@
 
 use candle_core::Tensor;
 
+use crate::ops::Weight;
 use crate::weights::{Init, Params};
-use crate::{Error, Result, ops};
+use crate::{Error, Result};
 
 /// Non-overlapping patches, each projected to a token (Dosovitskiy et al. 2020, arXiv 2010.11929).
 #[derive(Debug, Clone)]
 pub struct PatchEmbed {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
     patch_size: usize,
     num_channels: usize,
@@ -27,7 +28,7 @@ impl PatchEmbed {
         bias: bool,
         init: Init,
     ) -> Result<Self> {
-        let weight = params.get("weight", &[hidden_size, num_channels, patch_size, patch_size], init)?;
+        let weight = params.weight("weight", &[hidden_size, num_channels, patch_size, patch_size], init)?;
         let bias = bias.then(|| params.get("bias", &[hidden_size], Init::ZEROS)).transpose()?;
         Ok(Self { weight, bias, patch_size, num_channels })
     }
@@ -61,7 +62,6 @@ impl PatchEmbed {
             .permute([0, 2, 4, 1, 3, 5].as_slice())?
             .contiguous()?
             .reshape((batch, rows * columns, channels * p * p))?;
-        let weight = self.weight.flatten_from(1)?;
-        Ok((ops::linear(&patches, &weight, self.bias.as_ref())?, (rows, columns)))
+        Ok((self.weight.forward(&patches, self.bias.as_ref(), None)?, (rows, columns)))
     }
 }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
 /// Multiplications below which a product stays on the calling thread.
-const PARALLEL_FROM: usize = 512 * 1024;
+pub(super) const PARALLEL_FROM: usize = 512 * 1024;
 /// Left rows up to which it is faster to compute the transposed product: otherwise the whole right operand would be
 /// rearranged for the sake of a few rows.
 const FEW_ROWS: usize = 64;
@@ -91,6 +91,15 @@ impl Target {
     pub(super) unsafe fn at(self, row: usize, column: usize) -> Self {
         // SAFETY: promised by the caller.
         Self { start: unsafe { self.start.add(row * self.row_stride + column * self.column_stride) }, ..self }
+    }
+
+    /// The first `length` places of a row.
+    ///
+    /// # Safety
+    /// They lie inside the memory, next to each other, and nothing else uses them while the slice lives.
+    pub(super) unsafe fn row<'a>(self, row: usize, length: usize) -> &'a mut [MaybeUninit<f32>] {
+        // SAFETY: promised by the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.row_stride).cast(), length) }
     }
 
     /// Sets part of a row to zero.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
 
+use crate::ops::{PackedWeight, Packing, Weight};
 use crate::{ErrorKind, Result};
 
 /// How a parameter starts when it is not read from a checkpoint.
@@ -44,6 +45,12 @@ pub trait ParamSource: Send + Sync {
     /// # Errors
     /// A sentence that begins with the name.
     fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String>;
+
+    /// The matrix `name` of shape `shape`, where this source has it packed already.
+    fn packed(&self, name: &str, shape: &[usize]) -> Option<PackedWeight> {
+        let _ = (name, shape);
+        None
+    }
 }
 
 /// The loading context: a source, a place in the tree of names, and the record of what was asked for.
@@ -51,12 +58,13 @@ pub trait ParamSource: Send + Sync {
 pub struct Params {
     source: Arc<dyn ParamSource>,
     prefix: String,
+    packing: Packing,
     record: Arc<Mutex<Record>>,
 }
 
 #[derive(Default)]
 struct Record {
-    tensors: BTreeMap<String, Tensor>,
+    tensors: BTreeMap<String, Weight>,
     buffers: BTreeSet<String>,
     problems: Vec<String>,
 }
@@ -64,13 +72,21 @@ struct Record {
 impl Params {
     /// A context at the root of `source`.
     pub fn new(source: impl ParamSource + 'static) -> Self {
-        Self { source: Arc::new(source), prefix: String::new(), record: Arc::default() }
+        Self { source: Arc::new(source), prefix: String::new(), packing: Packing::None, record: Arc::default() }
+    }
+
+    /// The same context, where the weights of linear layers that nothing trains are packed as they are asked for, one after
+    /// another: the unpacked ones are not kept.
+    #[must_use]
+    pub fn packing(self, packing: Packing) -> Self {
+        Self { packing, ..self }
     }
 
     /// The context one level down: names asked for get `name.` in front.
     #[must_use]
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
-        Self { source: self.source.clone(), prefix: self.full(&name.to_string()), record: self.record.clone() }
+        let prefix = self.full(&name.to_string());
+        Self { prefix, ..self.clone() }
     }
 
     /// The parameter `name`, of shape `shape`; `init` says how it starts where nothing is read.
@@ -83,7 +99,7 @@ impl Params {
         let full = self.full(name);
         match self.source.get(&full, shape, init) {
             Ok(tensor) => {
-                self.lock().tensors.insert(full, tensor.clone());
+                self.lock().tensors.insert(full, Weight::Plain(tensor.clone()));
                 Ok(tensor)
             }
             Err(problem) => {
@@ -91,6 +107,29 @@ impl Params {
                 Ok(Tensor::zeros((), DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
             }
         }
+    }
+
+    /// As [`Params::get`], for a matrix that rows are multiplied with, (N,K) or (N,…): packed where [`Params::packing`] or the
+    /// source says so.
+    ///
+    /// # Errors
+    /// As [`Params::get`].
+    pub fn weight(&self, name: &str, shape: &[usize], init: Init) -> Result<Weight> {
+        let full = self.full(name);
+        let packed = match self.source.packed(&full, shape) {
+            Some(packed) => packed,
+            None => {
+                let tensor = self.get(name, shape, init)?;
+                match PackedWeight::pack(&tensor, self.packing)? {
+                    // What is not in the record is a stand-in.
+                    Some(packed) if self.lock().tensors.contains_key(&full) => packed,
+                    _ => return Ok(Weight::Plain(tensor)),
+                }
+            }
+        };
+        let weight = Weight::Packed(packed);
+        self.lock().tensors.insert(full, weight.clone());
+        Ok(weight)
     }
 
     /// As [`Params::get`], for what belongs to the model and is never trained, such as a batch norm's running statistics: the
@@ -103,7 +142,7 @@ impl Params {
         let full = self.full(name);
         let mut record = self.lock();
         if let Some(recorded) = record.tensors.get_mut(&full) {
-            *recorded = tensor.clone();
+            *recorded = Weight::Plain(tensor.clone());
             record.buffers.insert(full);
         }
         Ok(tensor)
@@ -147,26 +186,40 @@ impl Params {
 /// ([`Params::buffer`]) are among them and never trainable.
 #[derive(Debug, Clone, Default)]
 pub struct Parameters {
-    tensors: BTreeMap<String, Tensor>,
+    tensors: BTreeMap<String, Weight>,
     buffers: BTreeSet<String>,
 }
 
 impl Parameters {
-    /// Names and tensors, sorted by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    /// Names and tensors, sorted by name. A tensor shares its storage with the model's, unless it is packed there: such a one is
+    /// unpacked as it is asked for.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Tensor)> {
+        // A packed weight has as many numbers as its shape says, which is all that making a tensor needs.
+        self.tensors.iter().filter_map(|(name, weight)| Some((name.as_str(), weight.to_tensor().ok()?)))
+    }
+
+    /// Names and parameters as they are kept, sorted by name.
+    pub fn weights(&self) -> impl Iterator<Item = (&str, &Weight)> {
+        self.tensors.iter().map(|(name, weight)| (name.as_str(), weight))
+    }
+
+    fn plain(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.weights().filter_map(|(name, weight)| match weight {
+            Weight::Plain(tensor) => Some((name, tensor)),
+            Weight::Packed(_) => None,
+        })
     }
 
     /// The trainable ones, as `Var`s that any candle optimiser can step.
     pub fn trainable(&self) -> impl Iterator<Item = (&str, Var)> {
         // `from_tensor` of a tensor that is a variable is that variable and cannot fail.
-        self.iter().filter(|(_, t)| t.is_variable()).filter_map(|(name, t)| Some((name, Var::from_tensor(t).ok()?)))
+        self.plain().filter(|(_, t)| t.is_variable()).filter_map(|(name, t)| Some((name, Var::from_tensor(t).ok()?)))
     }
 
     /// How many numbers all parameters hold together.
     #[must_use]
     pub fn element_count(&self) -> usize {
-        self.tensors.values().map(Tensor::elem_count).sum()
+        self.tensors.values().map(|weight| weight.dims().iter().product::<usize>()).sum()
     }
 
     /// Whether the tensor of that name is a buffer, which nothing trains.
@@ -181,10 +234,18 @@ impl Parameters {
     /// # Errors
     /// When candle cannot allocate a `Var`.
     pub fn with_trainable(&self, trainable: impl Fn(&str) -> bool) -> Result<Self> {
-        let pick = |(name, tensor): (&String, &Tensor)| -> Result<(String, Tensor)> {
+        let pick = |(name, weight): (&String, &Weight)| -> Result<(String, Weight)> {
             let trained = !self.is_buffer(name) && trainable(name);
-            let tensor = if trained { Var::from_tensor(tensor)?.into_inner() } else { tensor.detach() };
-            Ok((name.clone(), tensor))
+            let weight = match weight {
+                Weight::Packed(packed) if trained && packed.packing() == Packing::Int8 => {
+                    let message = format!("'{name}' is quantised, which cannot be trained; load without `quantize`");
+                    return Err(crate::Error::argument("trainable", message));
+                }
+                weight if trained => Weight::Plain(Var::from_tensor(&weight.to_tensor()?)?.into_inner()),
+                Weight::Plain(tensor) => Weight::Plain(tensor.detach()),
+                packed => packed.clone(),
+            };
+            Ok((name.clone(), weight))
         };
         Ok(Self { tensors: self.tensors.iter().map(pick).collect::<Result<_>>()?, buffers: self.buffers.clone() })
     }
@@ -192,7 +253,11 @@ impl Parameters {
     /// The same parameters seen without gradients: every tensor shares its storage with this one's.
     #[must_use]
     pub fn detached(&self) -> Self {
-        let tensors = self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
+        let detached = |weight: &Weight| match weight {
+            Weight::Plain(tensor) => Weight::Plain(tensor.detach()),
+            packed => packed.clone(),
+        };
+        let tensors = self.tensors.iter().map(|(name, weight)| (name.clone(), detached(weight))).collect();
         Self { tensors, buffers: self.buffers.clone() }
     }
 
@@ -229,21 +294,28 @@ impl Parameters {
         self.buffers.extend(other.buffers);
     }
 
-    /// The parameter of that name.
+    /// The parameter of that name, unpacked.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
+    pub fn get(&self, name: &str) -> Option<Tensor> {
+        self.tensors.get(name)?.to_tensor().ok()
     }
 }
 
 /// Already built parameters are a source too: a tower is rebuilt from them to freeze it or to run it without a graph.
 impl ParamSource for Parameters {
     fn get(&self, name: &str, shape: &[usize], _init: Init) -> std::result::Result<Tensor, String> {
-        let tensor = self.tensors.get(name).ok_or_else(|| format!("{name}: missing"))?;
-        if tensor.dims() != shape {
-            return Err(format!("{name}: expected shape {shape:?}, found {:?}", tensor.dims()));
+        let weight = self.tensors.get(name).ok_or_else(|| format!("{name}: missing"))?;
+        if weight.dims() != shape {
+            return Err(format!("{name}: expected shape {shape:?}, found {:?}", weight.dims()));
         }
-        Ok(tensor.clone())
+        weight.to_tensor().map_err(|error| format!("{name}: {error}"))
+    }
+
+    fn packed(&self, name: &str, shape: &[usize]) -> Option<PackedWeight> {
+        match self.tensors.get(name) {
+            Some(Weight::Packed(packed)) if packed.dims() == shape => Some(packed.clone()),
+            _ => None,
+        }
     }
 }
 
@@ -253,13 +325,20 @@ pub struct RandomSource {
     seed: u64,
     dtype: DType,
     device: Device,
+    frozen: bool,
 }
 
 impl RandomSource {
     /// Parameters of type `dtype` on `device`, drawn from `seed`.
     #[must_use]
     pub fn new(seed: u64, dtype: DType, device: &Device) -> Self {
-        Self { seed, dtype, device: device.clone() }
+        Self { seed, dtype, device: device.clone(), frozen: false }
+    }
+
+    /// The same numbers, none of them trainable.
+    #[must_use]
+    pub fn frozen(self) -> Self {
+        Self { frozen: true, ..self }
     }
 }
 
@@ -273,8 +352,7 @@ impl ParamSource for RandomSource {
         let values = draw(init, crate::random::stream(self.seed, name), count);
         Tensor::from_vec(values, shape, &Device::Cpu)
             .and_then(|t| t.to_dtype(self.dtype)?.to_device(&self.device))
-            .and_then(|t| Var::from_tensor(&t))
-            .map(Var::into_inner)
+            .and_then(|t| if self.frozen { Ok(t) } else { Ok(Var::from_tensor(&t)?.into_inner()) })
             .map_err(|e| format!("{name}: {e}"))
     }
 }

@@ -270,14 +270,14 @@ fn stored(
         }
     };
     let parameters = model.parameters();
-    let stored = parameters.iter().map(|(ours, tensor)| {
+    let stored = parameters.weights().map(|(ours, tensor)| {
         let (name, view) = place(ours)?;
         let mut shape = tensor.dims().to_vec();
         match view {
             View::Transposed => shape.reverse(),
             View::Part { count, .. } => shape[0] *= count,
-            View::Whole if ours.ends_with("class_embedding") => shape = vec![tensor.elem_count()],
-            View::Whole if ours.ends_with("head_scale") => shape = vec![tensor.elem_count(), 1, 1],
+            View::Whole if ours.ends_with("class_embedding") => shape = vec![shape.iter().product()],
+            View::Whole if ours.ends_with("head_scale") => shape = vec![shape.iter().product(), 1, 1],
             View::Whole => {}
         }
         Some((ours.to_string(), Stored { name, shape, view }))

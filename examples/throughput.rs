@@ -1,0 +1,193 @@
+//! How long embedding takes: a JSON line for each kind of input and batch size, as the scripts that time other programs write them.
+//!
+//! Times are medians after one warm-up. `load` runs first, in a process that has done nothing else.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use common::{Machine, Outcome, exit, lines, say};
+use diptych::candle::{Device, Tensor};
+use diptych::text::TokenBatch;
+use diptych::{ClipModel, Quantization, TextEncoder};
+
+/// Time a dual encoder.
+///
+/// what: image   pixel values to embedding (no decoding);
+/// text    texts to embedding, each batch padded to its longest as `embed_texts` does;
+/// text77  the same texts padded to the model's length;
+/// files   image files to embedding, decoding included;
+/// load    the folder to a model, with the process's peak of resident memory
+#[derive(Parser)]
+struct Args {
+    /// A folder, or an id on the hub
+    #[arg(long, value_name = "DIR_OR_ID")]
+    model: String,
+    /// What to time, of: image,text,text77,files,load
+    #[arg(long, value_delimiter = ',', default_value = "image,text")]
+    what: Vec<String>,
+    /// Batch sizes
+    #[arg(long, value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u16).range(1..))]
+    batch: Vec<u16>,
+    /// A file with a text a line
+    #[arg(long, value_name = "FILE")]
+    texts: Option<PathBuf>,
+    /// A folder of images, searched in depth
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// f32, or int8 for quantised weights
+    #[arg(long, default_value = "f32", value_parser = ["f32", "int8"])]
+    dtype: String,
+    /// Times each is measured [default: 11, and 5 from a batch of 32 on]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+/// How many texts and files are used.
+const TEXTS: usize = 256;
+const FILES: usize = 128;
+
+fn main() -> ExitCode {
+    exit(run(&Args::parse()))
+}
+
+fn run(args: &Args) -> Outcome<()> {
+    let loader = args.machine.loader()?.trainable(false);
+    let loader = if args.dtype == "int8" { loader.quantize(Quantization::Int8) } else { loader };
+    let start = Instant::now();
+    let model = loader.clip(&args.model)?;
+    let load_ms = start.elapsed().as_secs_f64() * 1e3;
+    for what in &args.what {
+        match what.as_str() {
+            "load" => report_load(args, load_ms)?,
+            "image" => images(args, &model)?,
+            "text" | "text77" => texts(args, &model, what)?,
+            "files" => files(args, &model)?,
+            other => return Err(format!("--what {other}: expected image, text, text77, files or load").into()),
+        }
+    }
+    Ok(())
+}
+
+fn report_load(args: &Args, ms: f64) -> Outcome<()> {
+    let peak = peak_rss_mb();
+    if args.json {
+        return say(serde_json::json!({ "peer": "diptych", "what": "load", "ms": rounded(ms), "peak_rss_mb": peak }));
+    }
+    say(format!("load    {ms:8.1} ms, peak {} MB", peak.map_or("?".to_string(), |mb| format!("{mb:.0}"))))
+}
+
+fn images(args: &Args, model: &ClipModel) -> Outcome<()> {
+    let side = model.config().image.tower.image_size();
+    for batch in args.batch.iter().map(|&batch| usize::from(batch)) {
+        let pixels = Tensor::randn(0f32, 1.0, (batch, 3, side, side), &Device::Cpu)?;
+        report(args, "image", batch, batch, |_| {
+            model.project_image(&model.image_encoder().pooled_detached(&pixels)?)?;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn texts(args: &Args, model: &ClipModel, what: &str) -> Outcome<()> {
+    let path = args.texts.as_ref().ok_or("--what text needs --texts")?;
+    let texts: Vec<String> = lines(path)?.into_iter().filter(|line| !line.trim().is_empty()).take(TEXTS).collect();
+    if texts.is_empty() {
+        return Err(format!("{}: no text in it", path.display()).into());
+    }
+    let encoder = model.text_encoder();
+    for batch in args.batch.iter().map(|&batch| usize::from(batch)) {
+        report(args, what, batch, batch, |round| {
+            let chosen: Vec<&String> = (0..batch).map(|i| &texts[(round * batch + i) % texts.len()]).collect();
+            let mut tokens = encoder.tokenize(&chosen)?;
+            if what == "text77" {
+                tokens = padded(encoder, &tokens)?;
+            }
+            model.project_text(&encoder.pooled_detached(&tokens)?)?;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The same texts in rows of 77 ids, the last of which follow the end of the text.
+fn padded(_encoder: &TextEncoder, tokens: &TokenBatch) -> Outcome<TokenBatch> {
+    let rows = (0..tokens.batch()).filter_map(|i| tokens.row(i).map(<[u32]>::to_vec));
+    let rows: Vec<Vec<u32>> = rows
+        .map(|mut row| {
+            let pad = row.last().copied().unwrap_or(0);
+            row.resize(77, pad);
+            row
+        })
+        .collect();
+    Ok(TokenBatch::from_rows(&rows, 0)?)
+}
+
+fn files(args: &Args, model: &ClipModel) -> Outcome<()> {
+    let folder = args.images.as_ref().ok_or("--what files needs --images")?;
+    let mut paths = Vec::new();
+    collect(folder, &mut paths)?;
+    paths.sort();
+    paths.truncate(FILES);
+    report(args, "files", 32, paths.len(), |_| {
+        model.embed_images(paths.clone())?;
+        Ok(())
+    })
+}
+
+/// The images in a folder and those below it.
+fn collect(folder: &Path, paths: &mut Vec<PathBuf>) -> Outcome<()> {
+    let entries = std::fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+        if path.is_dir() {
+            collect(&path, paths)?;
+        } else if ["jpg", "jpeg", "png"].contains(&ending.as_str()) {
+            paths.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Runs once to warm up, then `rounds` times.
+fn report(args: &Args, what: &str, batch: usize, items: usize, run: impl Fn(usize) -> Outcome<()>) -> Outcome<()> {
+    let rounds = args.rounds.map_or(if batch >= 32 { 5 } else { 11 }, usize::from);
+    run(0)?;
+    let mut times = Vec::with_capacity(rounds);
+    for round in 0..rounds {
+        let start = Instant::now();
+        run(round)?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    let ms = |time: f64| time * 1e3 / items.max(1) as f64;
+    let (median, best) = (ms(times[rounds / 2]), ms(times[0]));
+    if args.json {
+        let peer = if args.dtype == "int8" { "diptych8" } else { "diptych" };
+        return say(serde_json::json!({
+            "peer": peer, "what": what, "batch": batch, "ms_per_item": rounded(median), "best_ms": rounded(best)
+        }));
+    }
+    say(format!("{what:8} batch {batch:3}  {median:8.2} ms an item (best {best:.2})"))
+}
+
+fn rounded(ms: f64) -> f64 {
+    (ms * 100.0).round() / 100.0
+}
+
+/// The largest resident size that this process has had, where the system says so (Linux).
+fn peak_rss_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some((kib / 1024.0).round())
+}

@@ -1,0 +1,250 @@
+//! Weights that nothing trains, in the layout that products read fastest, in place of the matrix itself.
+//!
+//! A [`Weight`] is a matrix as it was read, or packed: 32-bit floats in panels (the same numbers), or 8-bit integers. A packed weight
+//! is a copy that no variable shares, so that it is never stale; who asks for the matrix gets it unpacked.
+
+use super::activation::{Activation, activate};
+use super::add_row::add_row;
+use super::kernel::{Floats, floats, is_native, tensor};
+use super::linear::linear;
+use super::linear_activate::linear_activate;
+use super::panels::Panels;
+use super::quantized::Quantized;
+use crate::{Error, Result};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result as CandleResult, Shape, Tensor};
+use std::sync::Arc;
+
+/// How weights that nothing trains are kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Packing {
+    /// As they were read.
+    #[default]
+    None,
+    /// The same 32-bit floats, rearranged.
+    Float,
+    /// 8-bit integers with a scale an output; rows are quantised as they come.
+    Int8,
+}
+
+/// The weight of a linear layer: (N,K), or (N,…) with K numbers an output.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// A tensor as it was read, which may be a variable.
+    Plain(Tensor),
+    /// A copy that nothing trains.
+    Packed(PackedWeight),
+}
+
+/// A packed matrix; a clone shares it.
+#[derive(Clone)]
+pub struct PackedWeight {
+    form: Arc<Form>,
+    shape: Shape,
+}
+
+enum Form {
+    Float(Panels),
+    Int8(Quantized),
+}
+
+impl std::fmt::Debug for PackedWeight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PackedWeight({:?}, {:?})", self.packing(), self.shape)
+    }
+}
+
+impl PackedWeight {
+    /// Packs a copy of `weight`, which may be dropped then. `None` where it has to stay as it is: it is trained, no f32 in main memory,
+    /// no matrix, or (for integers) too small.
+    ///
+    /// # Errors
+    /// When candle cannot read the tensor.
+    pub fn pack(weight: &Tensor, packing: Packing) -> Result<Option<Self>> {
+        let shape = weight.shape().clone();
+        let (Some(&outputs), Some(rest)) = (weight.dims().first(), weight.dims().get(1..)) else { return Ok(None) };
+        let inputs: usize = rest.iter().product();
+        let matrix = !rest.is_empty() && outputs * inputs > 0;
+        if weight.track_op() || !is_native(&[weight]) || !matrix || packing == Packing::None {
+            return Ok(None);
+        }
+        let weight = weight.contiguous()?;
+        let values = Floats::of(&weight)?;
+        let form = match packing {
+            Packing::Int8 if Quantized::takes(outputs, inputs) => Form::Int8(Quantized::new(&values, outputs, inputs)),
+            _ => Form::Float(Panels::new(&values, outputs, inputs)),
+        };
+        Ok(Some(Self { form: Arc::new(form), shape }))
+    }
+
+    /// How it is packed.
+    #[must_use]
+    pub fn packing(&self) -> Packing {
+        match &*self.form {
+            Form::Float(_) => Packing::Float,
+            Form::Int8(_) => Packing::Int8,
+        }
+    }
+
+    /// The shape of the tensor that was packed.
+    #[must_use]
+    pub fn dims(&self) -> &[usize] {
+        self.shape.dims()
+    }
+
+    /// The tensor that was packed: the same bits of floats, the numbers that the integers stand for.
+    ///
+    /// # Errors
+    /// When candle cannot make a tensor.
+    pub fn unpack(&self) -> Result<Tensor> {
+        let values = match &*self.form {
+            Form::Float(panels) => panels.unpack(),
+            Form::Int8(quantized) => quantized.unpack()?,
+        };
+        Ok(Tensor::from_vec(values, self.shape.clone(), &Device::Cpu)?)
+    }
+
+    /// N and K.
+    fn size(&self) -> (usize, usize) {
+        let outputs = self.dims().first().copied().unwrap_or(0);
+        (outputs, self.shape.elem_count() / outputs.max(1))
+    }
+
+    fn product(&self, x: &[f32], bias: Option<&[f32]>, activation: Option<Activation>) -> Result<Vec<f32>> {
+        match &*self.form {
+            Form::Float(panels) => Ok(panels.product(x, bias, activation)),
+            Form::Int8(quantized) => quantized.product(x, bias, activation),
+        }
+    }
+
+    fn check(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<()> {
+        let (outputs, inputs) = self.size();
+        if x.dims().last() != Some(&inputs) {
+            let message = format!(
+                "has shape {:?}, whose last size is not the {inputs} inputs of weight {:?}",
+                x.dims(),
+                self.dims()
+            );
+            return Err(Error::argument("x", message));
+        }
+        if !is_native(&[x]) {
+            let message = format!(
+                "is {:?} on {:?}; a packed weight takes f32 on the CPU (load with `trainable(true)` for others)",
+                x.dtype(),
+                x.device().location()
+            );
+            return Err(Error::argument("x", message));
+        }
+        match bias {
+            Some(bias) if bias.dims() != [outputs] || !is_native(&[bias]) => {
+                let message =
+                    format!("has shape {:?}, expected f32 ({outputs}) for weight {:?}", bias.dims(), self.dims());
+                Err(Error::argument("bias", message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// `f(x · Wᵀ + bias)`.
+    fn forward(&self, x: &Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
+        self.check(x, bias)?;
+        let x = x.contiguous()?;
+        if x.track_op() || bias.is_some_and(Tensor::track_op) {
+            let mut y = x.apply_op1(PackedLinear(self.clone()))?;
+            if let Some(bias) = bias {
+                y = add_row(&y, bias)?;
+            }
+            return activation.map_or(Ok(y.clone()), |activation| activate(&y, activation));
+        }
+        let bias = bias.map(Tensor::contiguous).transpose()?;
+        let bias = bias.as_ref().map(Floats::of).transpose()?;
+        let y = self.product(&Floats::of(&x)?, bias.as_deref(), activation)?;
+        let mut shape = x.dims().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = self.size().0;
+        }
+        Ok(tensor(y, shape)?)
+    }
+}
+
+impl Weight {
+    /// The shape of the tensor.
+    #[must_use]
+    pub fn dims(&self) -> &[usize] {
+        match self {
+            Self::Plain(tensor) => tensor.dims(),
+            Self::Packed(packed) => packed.dims(),
+        }
+    }
+
+    /// The type of its numbers, and of what it is multiplied with.
+    #[must_use]
+    pub fn dtype(&self) -> candle_core::DType {
+        match self {
+            Self::Plain(tensor) => tensor.dtype(),
+            Self::Packed(_) => candle_core::DType::F32,
+        }
+    }
+
+    /// The tensor: shared, or unpacked.
+    ///
+    /// # Errors
+    /// When candle cannot make a tensor.
+    pub fn to_tensor(&self) -> Result<Tensor> {
+        match self {
+            Self::Plain(tensor) => Ok(tensor.clone()),
+            Self::Packed(packed) => packed.unpack(),
+        }
+    }
+
+    /// `f(x · Wᵀ + bias)`.
+    ///
+    /// # Shapes
+    /// x (…,K), bias (N) → (…,N).
+    ///
+    /// # Errors
+    /// When the shapes do not fit together, or the dtypes or devices differ.
+    pub fn forward(&self, x: &Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
+        let weight = match self {
+            Self::Packed(packed) => return packed.forward(x, bias, activation),
+            Self::Plain(tensor) if tensor.rank() > 2 => &tensor.flatten_from(1)?,
+            Self::Plain(tensor) => tensor,
+        };
+        match activation {
+            Some(activation) => linear_activate(x, weight, bias, activation),
+            None => linear(x, weight, bias),
+        }
+    }
+}
+
+/// `x · Wᵀ` where something trains x. Backward: `dx = dy · W`.
+struct PackedLinear(PackedWeight);
+
+impl CustomOp1 for PackedLinear {
+    fn name(&self) -> &'static str {
+        "packed_linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
+        let y = self.0.product(floats(x, layout)?, None, None).map_err(candle_core::Error::wrap)?;
+        let mut shape = layout.dims().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = self.0.size().0;
+        }
+        Ok((CpuStorage::F32(y), shape.into()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let grad = Floats::of(&grad)?;
+        let dx = match &*self.0.form {
+            Form::Float(panels) => panels.backward(&grad),
+            Form::Int8(quantized) => {
+                let (outputs, inputs) = self.0.size();
+                let weight = quantized.unpack().map_err(candle_core::Error::wrap)?;
+                Panels::new(&weight, outputs, inputs).backward(&grad)
+            }
+        };
+        tensor(dx, x.shape()).map(Some)
+    }
+}

@@ -1,0 +1,296 @@
+//! A weight matrix of 8-bit integers, and products of dynamically quantised rows with it.
+//!
+//! Each output's weights are `sₙ·qₙₖ` with `q` in −127…127 and `sₙ = max|wₙ| / 127`; each row of x is `s·(u − z)` with `u` in
+//! 0…255, from its own smallest and largest value (0 among them). Then `y = s·sₙ·(Σ u·q − z·Σ q) + b`: the sums are exact
+//! integers, by `rten-gemm`'s kernels (VNNI, AVX2, NEON dot product, i8mm). Where these add pairs of products in 16 bits and
+//! would saturate (AVX2 without VNNI), `u` keeps to 0…127, so that no pair exceeds 2·127·127 < 2¹⁵.
+
+use super::activation::{self, Activation};
+use super::kernel::build_rows;
+use super::simd::{maximum, mul_add, sum, vectorised};
+use crate::{Error, Result};
+use rayon::prelude::*;
+use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmUninitOptions, PackedBMatrix};
+use rten_tensor::NdTensorView;
+
+/// Rows that are quantised, multiplied and scaled together: their 32-bit sums stay in the last cache.
+const ROWS: usize = 256;
+/// Below this many inputs or outputs a product is no product's worth of time, and small layers decide (gates, biases).
+const SMALLEST: usize = 16;
+/// Inputs up to which a sum of products cannot leave 32 bits: 2³¹ / (255·127).
+const LARGEST: usize = 66_000;
+
+/// W (N,K) as integers.
+pub(super) struct Quantized {
+    packed: PackedBMatrix<i8>,
+    scales: Vec<f32>,
+    /// Σₖ qₙₖ.
+    sums: Vec<i32>,
+    outputs: usize,
+    inputs: usize,
+}
+
+/// A row's integers are `scale·(u − zero)`.
+#[derive(Clone, Copy, Default)]
+struct RowScale {
+    scale: f32,
+    zero: i32,
+}
+
+impl Quantized {
+    /// Whether a matrix of this size is worth it.
+    pub(super) fn takes(outputs: usize, inputs: usize) -> bool {
+        outputs >= SMALLEST && (SMALLEST..=LARGEST).contains(&inputs)
+    }
+
+    /// Quantises row-major (N,K), each row by its own largest value. Rows of zeros have scale 0.
+    pub(super) fn new(weight: &[f32], outputs: usize, inputs: usize) -> Self {
+        let mut integers = vec![0i8; outputs * inputs];
+        let rows = integers.par_chunks_mut(inputs.max(1)).zip(weight.par_chunks(inputs.max(1)));
+        let scales = rows.map(|(q, w)| quantize_weights(w, q)).collect();
+        Self::from_integers(&integers, scales, outputs, inputs)
+    }
+
+    /// Packs integers (N,K) in −127…127 and their scales (N).
+    pub(super) fn from_integers(integers: &[i8], scales: Vec<f32>, outputs: usize, inputs: usize) -> Self {
+        let sums = integers.par_chunks(inputs.max(1)).map(|q| q.iter().map(|&q| i32::from(q)).sum()).collect();
+        let matrix = NdTensorView::from_data([outputs, inputs], integers);
+        let packed = GemmExecutor::<u8, i8, i32>::default().prepack_b(matrix.transposed());
+        Self { packed, scales, sums, outputs, inputs }
+    }
+
+    /// The integers (N,K), read out of the packed form: the product with the unit matrix.
+    pub(super) fn integers(&self) -> Result<Vec<i8>> {
+        let (outputs, inputs) = (self.outputs, self.inputs);
+        let mut integers = vec![0i8; outputs * inputs];
+        for first in (0..inputs).step_by(ROWS) {
+            let rows = ROWS.min(inputs - first);
+            let mut unit = vec![0u8; rows * inputs];
+            (0..rows).for_each(|row| unit[row * inputs + first + row] = 1);
+            for (row, columns) in self.sums_of(&unit, rows)?.chunks_exact(outputs).enumerate() {
+                // The integers that were packed are 8 bits wide.
+                #[allow(clippy::cast_possible_truncation)]
+                columns.iter().enumerate().for_each(|(n, &q)| integers[n * inputs + first + row] = q as i8);
+            }
+        }
+        Ok(integers)
+    }
+
+    /// One scale an output.
+    #[cfg(test)]
+    pub(super) fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// The numbers that the integers stand for, row-major (N,K).
+    pub(super) fn unpack(&self) -> Result<Vec<f32>> {
+        let integers = self.integers()?;
+        let rows = integers.par_chunks(self.inputs.max(1)).zip(&self.scales);
+        Ok(rows.flat_map_iter(|(q, &scale)| q.iter().map(move |&q| f32::from(q) * scale)).collect())
+    }
+
+    /// Σₖ u·q, row-major (rows,N).
+    fn sums_of(&self, x: &[u8], rows: usize) -> Result<Vec<i32>> {
+        let mut sums = Vec::with_capacity(rows * self.outputs);
+        let x = GemmInputA::Unpacked(NdTensorView::from_data([rows, self.inputs], x));
+        let options = GemmUninitOptions::default();
+        let out = &mut sums.spare_capacity_mut()[..rows * self.outputs];
+        let executor = GemmExecutor::<u8, i8, i32>::default();
+        executor
+            .gemm_uninit(out, x, GemmInputB::Packed(&self.packed), options)
+            .map_err(|error| Error::argument("weight", format!("the integer product failed: {error}")))?;
+        #[allow(unsafe_code)]
+        // SAFETY: the product, which succeeded, wrote all of them.
+        unsafe {
+            sums.set_len(rows * self.outputs);
+        }
+        Ok(sums)
+    }
+
+    /// `f(x · Wᵀ + bias)` for `x` (rows,K). A row with a value that is not finite becomes NaN.
+    pub(super) fn product(&self, x: &[f32], bias: Option<&[f32]>, activation: Option<Activation>) -> Result<Vec<f32>> {
+        let (outputs, inputs) = (self.outputs, self.inputs);
+        let largest = if GemmExecutor::<u8, i8, i32>::default().may_saturate() { 127.0 } else { 255.0 };
+        let mut y = Vec::with_capacity(x.len() / inputs.max(1) * outputs);
+        for block in x.chunks((ROWS * inputs).max(1)) {
+            let rows = block.len() / inputs;
+            let (mut integers, mut scales) = (vec![0u8; rows * inputs], vec![RowScale::default(); rows]);
+            let each = integers.par_chunks_mut(inputs).zip(block.par_chunks(inputs)).zip(scales.par_iter_mut());
+            each.with_min_len(8).for_each(|((u, x), scale)| *scale = quantize_row(x, u, largest));
+            let sums = self.sums_of(&integers, rows)?;
+            let scaled = build_rows(rows, outputs, |first, y| {
+                let mut before = vec![0.0; if activation.is_some() { outputs } else { 0 }];
+                for (row, y) in (first..).zip(y.chunks_exact_mut(outputs)) {
+                    let (sums, scale) = (&sums[row * outputs..][..outputs], scales[row]);
+                    let Some(activation) = activation else {
+                        scale_row(sums, &self.sums, &self.scales, (scale.scale, scale.zero), y);
+                        add_bias(y, bias);
+                        continue;
+                    };
+                    scale_row(sums, &self.sums, &self.scales, (scale.scale, scale.zero), &mut before);
+                    add_bias(&mut before, bias);
+                    activation::forward(activation, &before, y);
+                }
+            });
+            if rows * inputs == x.len() {
+                return Ok(scaled);
+            }
+            y.extend_from_slice(&scaled);
+        }
+        Ok(y)
+    }
+}
+
+fn add_bias(y: &mut [f32], bias: Option<&[f32]>) {
+    if let Some(bias) = bias {
+        super::kernel::add_assign(y, bias);
+    }
+}
+
+/// Writes a row's integers and returns their scale.
+fn quantize_row(x: &[f32], u: &mut [u8], largest: f32) -> RowScale {
+    let (low, high, finite) = extent(x);
+    let range = high - low;
+    if !finite || !range.is_finite() {
+        return RowScale { scale: f32::NAN, zero: 0 };
+    }
+    if range == 0.0 {
+        return RowScale::default();
+    }
+    let scale = range / largest;
+    let zero = (-low / scale).round();
+    to_bytes(x, u, 1.0 / scale, zero, largest);
+    // Between 0 and 255.
+    #[allow(clippy::cast_possible_truncation)]
+    RowScale { scale, zero: zero as i32 }
+}
+
+/// Writes a row's integers and returns their scale.
+fn quantize_weights(w: &[f32], q: &mut [i8]) -> f32 {
+    let (low, high, _) = extent(w);
+    let scale = high.max(-low) / 127.0;
+    if scale > 0.0 {
+        for (q, &w) in q.iter_mut().zip(w) {
+            // A cast of a float saturates, and NaN becomes 0.
+            #[allow(clippy::cast_possible_truncation)]
+            let integer = (w / scale).round().clamp(-127.0, 127.0) as i8;
+            *q = integer;
+        }
+    }
+    scale
+}
+
+vectorised! {
+    /// The smallest and the largest of all values and 0, and whether all are finite.
+    fn extent<const FMA: bool>(x: &[f32]) -> (f32, f32, bool) {
+        // 0·x is 0 for every finite x.
+        let finite = sum(x, |v| v * 0.0) == 0.0;
+        (-lowest(x).max(0.0), maximum(x).max(0.0), finite)
+    }
+}
+
+/// The largest of the negated values.
+#[inline(always)]
+fn lowest(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 32];
+    let (chunks, rest) = x.as_chunks::<32>();
+    for chunk in chunks {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, -v);
+        }
+    }
+    for (lane, &v) in lanes.iter_mut().zip(rest) {
+        *lane = larger(*lane, -v);
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+}
+
+vectorised! {
+    /// `u = round(x / scale) + zero`, kept between 0 and `largest`.
+    fn to_bytes<const FMA: bool>(x: &[f32], u: &mut [u8], inverse: f32, zero: f32, largest: f32) {
+        // Adding 2²³ leaves the rounded integer in the low bits of the mantissa.
+        const ROUND: f32 = 8_388_608.0;
+        for (u, &x) in u.iter_mut().zip(x) {
+            let value = mul_add::<FMA>(x, inverse, zero);
+            let value = if value > 0.0 { value } else { 0.0 };
+            let value = if value < largest { value } else { largest };
+            *u = ((value + ROUND).to_bits() & 0xff) as u8;
+        }
+    }
+}
+
+vectorised! {
+    /// `y = s·sₙ·(sum − z·Σq)`.
+    fn scale_row<const FMA: bool>(sums: &[i32], weights: &[i32], scales: &[f32], row: (f32, i32), y: &mut [f32]) {
+        let (scale, zero) = row;
+        for (y, ((&sum, &weights), &channel)) in y.iter_mut().zip(sums.iter().zip(weights).zip(scales)) {
+            *y = (sum - zero * weights) as f32 * (scale * channel);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 37 + seed * 11 + i / 7) % 101) as f32 / 50.0 - 1.0).collect()
+    }
+
+    #[test]
+    fn integers_survive_packing_and_weights_are_within_half_a_step() -> Result<()> {
+        for (outputs, inputs) in [(16, 16), (33, 70), (130, 300)] {
+            let weight = values(outputs * inputs, 1);
+            let quantized = Quantized::new(&weight, outputs, inputs);
+            let again = Quantized::from_integers(&quantized.integers()?, quantized.scales().to_vec(), outputs, inputs);
+            assert_eq!(quantized.integers()?, again.integers()?);
+            for (row, (found, exact)) in quantized.unpack()?.chunks(inputs).zip(weight.chunks(inputs)).enumerate() {
+                let half = 0.501 * quantized.scales()[row];
+                assert!(found.iter().zip(exact).all(|(a, b)| (a - b).abs() <= half), "row {row}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn products_are_those_of_the_rounded_numbers_even_where_every_product_is_the_largest() -> Result<()> {
+        let (outputs, inputs) = (32, 128);
+        let largest = vec![1.0; outputs * inputs];
+        let quantized = Quantized::new(&largest, outputs, inputs);
+        let x = vec![1.0; 3 * inputs];
+        for y in quantized.product(&x, None, None)? {
+            assert!((y - inputs as f32).abs() < 1e-3, "{y}");
+        }
+        let weight = values(outputs * inputs, 5);
+        let quantized = Quantized::new(&weight, outputs, inputs);
+        let rounded = quantized.unpack()?;
+        for rows in [1, 5, 300] {
+            let x = values(rows * inputs, 7);
+            let bias = values(outputs, 9);
+            let y = quantized.product(&x, Some(&bias), None)?;
+            assert_eq!(y.len(), rows * outputs);
+            for (i, &y) in y.iter().enumerate() {
+                let (row, output) = (i / outputs, i % outputs);
+                let dot: f32 = (0..inputs).map(|k| x[row * inputs + k] * rounded[output * inputs + k]).sum();
+                // Each x is off by half a step of 2/127 at most.
+                let room: f32 = (0..inputs).map(|k| rounded[output * inputs + k].abs() / 127.0).sum();
+                assert!((y - dot - bias[output]).abs() < room, "{y} {dot}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn rows_without_extent_give_the_bias_and_rows_that_are_not_finite_nan() -> Result<()> {
+        let quantized = Quantized::new(&values(16 * 16, 1), 16, 16);
+        let bias = values(16, 2);
+        let mut x = vec![0.0; 48];
+        x[16] = f32::NAN;
+        x[40] = f32::INFINITY;
+        let y = quantized.product(&x, Some(&bias), None)?;
+        assert_eq!(y[..16], bias);
+        assert!(y[16..].iter().all(|y| y.is_nan()));
+        Ok(())
+    }
+}
