@@ -120,7 +120,7 @@ fn a_loss_is_a_line_of_a_recipe() {
 
 #[test]
 fn extreme_logits_stay_finite() {
-    let rows = |values: &[[f32; 2]]| Var::new(values, &Device::Cpu).unwrap();
+    let rows = |values: &[[f32; 2]; 2]| Var::new(values, &Device::Cpu).unwrap();
     let (images, texts) = (rows(&[[1.0, 0.0], [0.0, 1.0]]), rows(&[[-1.0, 0.0], [0.0, -1.0]]));
     let scale = Var::new(1e4f32, &Device::Cpu).unwrap();
     let losses = [

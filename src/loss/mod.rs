@@ -33,7 +33,6 @@ pub use hard_negatives::HardNegativeLoss;
 pub use matryoshka::MatryoshkaLoss;
 pub use pairs::{Pairs, Positives, Teacher};
 pub use sigmoid::SigLipLoss;
-pub(crate) use surrogate::with_gradients;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
