@@ -243,7 +243,7 @@ fn recipe(args: &Args, model: &ClipModel) -> TrainConfig {
         evaluation,
         ..TrainConfig::default()
     };
-    config.optimizer.clip_norm = args.clip_norm;
+    config.optimizer = config.optimizer.with_clip_norm(args.clip_norm);
     config.workers = args.machine.workers();
     config
 }

@@ -341,8 +341,7 @@ impl ClipModel {
     /// When the widths differ.
     pub fn output(&self, image_features: Tensor, text_features: Tensor) -> Result<ClipOutput> {
         let (image_embeds, text_embeds) = (ops::l2_normalize(&image_features)?, ops::l2_normalize(&text_features)?);
-        let scale = &self.heads.tracked().logit_scale;
-        let (logit_scale, logit_bias) = (scale.factor(&image_embeds)?, scale.bias().cloned());
+        let (logit_scale, logit_bias) = self.logit_factor(&image_embeds)?;
         let mut logits_per_image = image_embeds.matmul(&text_embeds.t()?)?.broadcast_mul(&logit_scale)?;
         if let Some(bias) = &logit_bias {
             logits_per_image = logits_per_image.broadcast_add(bias)?;
@@ -356,6 +355,16 @@ impl ClipModel {
             logit_bias,
             logits_per_image,
         })
+    }
+
+    /// The factor exp(logit_scale) and the bias, where there is one, scalars with their graph, as losses take them; `like` says of
+    /// what type and on which device where nothing is learned.
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn logit_factor(&self, like: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let scale = &self.heads.tracked().logit_scale;
+        Ok((scale.factor(like)?, scale.bias().cloned()))
     }
 
     /// A zero-shot classifier for `labels`, prompted with "a photo of a {}".

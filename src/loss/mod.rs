@@ -89,4 +89,15 @@ impl Loss {
             Self::Matryoshka(loss) => loss.base.wants_teacher(),
         }
     }
+
+    /// Whether training keeps the scale in [1, 100], as CLIP does; with a bias of its own the sigmoid loss needs no bound.
+    #[must_use]
+    pub fn bounds_scale(&self) -> bool {
+        match self {
+            Self::SigLip(_) => false,
+            Self::Clip(_) | Self::HardNegative(_) => true,
+            Self::Distill(loss) => loss.base.as_ref().is_none_or(|base| base.bounds_scale()),
+            Self::Matryoshka(loss) => loss.base.bounds_scale(),
+        }
+    }
 }

@@ -2,10 +2,12 @@
 //! check that every parameter is really trained) serve a loop of your own as well.
 
 mod any_optimizer;
+mod checkpoint;
 mod config;
 mod ema;
 mod grad_cache;
 mod gradient_check;
+mod groups;
 mod halves;
 mod norm;
 mod optimizer;
@@ -13,14 +15,17 @@ mod pooled;
 mod progress;
 mod schedule;
 mod sgd;
+mod step;
 mod trainer;
 mod update;
 
 pub use any_optimizer::{Optimizer, OptimizerConfig};
-pub use config::{Evaluation, TrainConfig};
+pub use checkpoint::CheckpointConfig;
+pub use config::{Duplicates, Evaluation, TrainConfig};
 pub use ema::Ema;
 pub use grad_cache::{CachedSide, GradientSum, cached_backward};
 pub use gradient_check::check_gradients;
+pub use groups::{GroupRule, SelectRule, Selection};
 pub use norm::gradient_norm;
 pub use optimizer::{AdamW, AdamWConfig, Moments, ParamGroup, decays};
 pub use pooled::evaluate_retrieval;

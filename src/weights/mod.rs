@@ -39,4 +39,5 @@ pub use pattern::Pattern;
 pub use save::{check_save_target, save_folder, save_safetensors, write_atomic};
 pub use source::CheckpointSource;
 pub(crate) use names::View;
+pub(crate) use save::sync_folder;
 pub(crate) use source::{Stored, as_stored};
