@@ -241,11 +241,40 @@ impl ClipModel {
     /// # Errors
     /// When candle cannot allocate a variable.
     pub fn with_trainable(self, trainable: impl Fn(&str) -> bool) -> Result<Self> {
-        let text = self.text.with_trainable(|name| trainable(&format!("{}.{name}", ClipConfig::TEXT)))?;
-        let image = self.image.with_trainable(|name| trainable(&format!("{}.{name}", ClipConfig::IMAGE)))?;
-        let heads = self.heads.parameters().with_trainable(&trainable)?;
-        let heads = Built::new(heads, |params| self.config.build_heads(params))?;
+        self.map_parameters(|parameters| parameters.with_trainable(&trainable))
+    }
+
+    /// The same model with what `map` makes of its parameters, a half at a time, under the names of [`ClipModel::parameters`].
+    pub(crate) fn map_parameters(self, map: impl Fn(&Parameters) -> Result<Parameters>) -> Result<Self> {
+        let half = |prefix: &'static str| {
+            let map = &map;
+            move |parameters: &Parameters| Ok(map(&parameters.prefixed(prefix))?.under(prefix))
+        };
+        let text = self.text.map_parameters(half(ClipConfig::TEXT))?;
+        let image = self.image.map_parameters(half(ClipConfig::IMAGE))?;
+        let heads = Built::new(map(self.heads.parameters())?, |params| self.config.build_heads(params))?;
         Ok(Self { text, image, heads, ..self })
+    }
+
+    /// The names of all linear layers, sorted: what may have adapters.
+    #[must_use]
+    pub fn linear_layers(&self) -> Vec<String> {
+        let heads = self.heads.linears().iter().cloned();
+        let text = self.text.linears().map(|name| format!("{}.{name}", ClipConfig::TEXT));
+        let image = self.image.linears().map(|name| format!("{}.{name}", ClipConfig::IMAGE));
+        let mut all: Vec<String> = heads.chain(text).chain(image).collect();
+        all.sort();
+        all
+    }
+
+    fn check_merged(&self) -> Result<()> {
+        match self.parameters().adapters().next() {
+            None => Ok(()),
+            Some((module, _)) => {
+                let message = format!("'{module}' has a LoRA adapter; merge_lora first, or save_lora the adapters alone");
+                Err(Error::argument("model", message))
+            }
+        }
     }
 
     /// Writes the model with its tokenizer and processor: in the layout it was loaded from, else in Hugging Face's `CLIPModel`
@@ -262,6 +291,7 @@ impl ClipModel {
     /// # Errors
     /// As [`ClipModel::save_pretrained`].
     pub fn save_pretrained_as(&self, folder: impl AsRef<Path>, dtype: DType) -> Result<()> {
+        self.check_merged()?;
         crate::families::save_clip(self, folder.as_ref(), dtype)
     }
 
@@ -272,6 +302,7 @@ impl ClipModel {
     /// # Errors
     /// When the layout has no words for the model, or as [`ClipModel::save_pretrained`].
     pub fn save_pretrained_in(&self, folder: impl AsRef<Path>, layout: ModelLayout) -> Result<()> {
+        self.check_merged()?;
         let dtype = self.heads.parameters().iter().next().map_or(DType::F32, |(_, t)| t.dtype());
         crate::families::save_clip_in(self, layout, folder.as_ref(), dtype)
     }

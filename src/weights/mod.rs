@@ -34,7 +34,7 @@ pub use folder::Folder;
 pub use hub::{Download, HubOptions, Progress, resolve};
 pub use layout::Layout;
 pub use names::Renames;
-pub use params::{Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
+pub use params::{Adapter, Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
 pub use pattern::Pattern;
 pub use save::{check_save_target, save_folder, save_safetensors, write_atomic};
 pub use source::CheckpointSource;
