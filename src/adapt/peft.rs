@@ -17,9 +17,10 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 
 /// What PEFT can do to an adapter that would change its output here.
-const FOREIGN: [&str; 11] = [
+const FOREIGN: [&str; 16] = [
     "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save",
     "trainable_token_indices", "target_parameters", "layer_replication", "alora_invocation_tokens",
+    "arrow_config", "kasa_config", "monteclora_config", "velora_config", "use_bdlora",
 ];
 
 impl ClipModel {
