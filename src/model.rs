@@ -1,7 +1,6 @@
 //! [`ClipModel`]: two encoders, two projections, a logit scale.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -9,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::encoder::{Built, ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig};
-use crate::families::ModelLayout;
 use crate::image::{ImageInput, ImageProcessor, NaflexProcessor};
 use crate::loader::Loader;
 use crate::logit_scale::{LogitConfig, LogitScale};
@@ -267,44 +265,9 @@ impl ClipModel {
         all
     }
 
-    fn check_merged(&self) -> Result<()> {
-        match self.parameters().adapters().next() {
-            None => Ok(()),
-            Some((module, _)) => {
-                let message = format!("'{module}' has a LoRA adapter; merge_lora first, or save_lora the adapters alone");
-                Err(Error::argument("model", message))
-            }
-        }
-    }
-
-    /// Writes the model with its tokenizer and processor: in the layout it was loaded from, else in Hugging Face's `CLIPModel`
-    /// layout where that can express it, else in our own (`model_type: diptych`). [`ClipModel::from_pretrained`] reads it back with equal bits.
-    ///
-    /// # Errors
-    /// When the folder cannot be written, or holds something that is no model.
-    pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.save_pretrained_as(folder, self.heads.parameters().iter().next().map_or(DType::F32, |(_, t)| t.dtype()))
-    }
-
-    /// [`ClipModel::save_pretrained`] with the weights converted to `dtype`: f16 and bf16 take half the room of f32.
-    ///
-    /// # Errors
-    /// As [`ClipModel::save_pretrained`].
-    pub fn save_pretrained_as(&self, folder: impl AsRef<Path>, dtype: DType) -> Result<()> {
-        self.check_merged()?;
-        crate::families::save_clip(self, folder.as_ref(), dtype)
-    }
-
-    /// [`ClipModel::save_pretrained`] in a layout of your choice. A model in transformers' CLIP layout is written in open_clip's
-    /// and the other way round where the other has words for it: native towers with the same activation, a processor that
-    /// crops to the size it resizes to.
-    ///
-    /// # Errors
-    /// When the layout has no words for the model, or as [`ClipModel::save_pretrained`].
-    pub fn save_pretrained_in(&self, folder: impl AsRef<Path>, layout: ModelLayout) -> Result<()> {
-        self.check_merged()?;
-        let dtype = self.heads.parameters().iter().next().map_or(DType::F32, |(_, t)| t.dtype());
-        crate::families::save_clip_in(self, layout, folder.as_ref(), dtype)
+    /// The type of the heads' parameters.
+    pub(crate) fn dtype(&self) -> DType {
+        self.heads.parameters().iter().next().map_or(DType::F32, |(_, t)| t.dtype())
     }
 
     /// Unit rows for images: paths, bytes or decoded images. No graph is kept.

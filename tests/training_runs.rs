@@ -25,7 +25,9 @@ fn make_data(folder: &Path) -> Split {
     let mut csv = String::from("image,caption,split\n");
     for i in 0..COUNT {
         let level = |bit: usize| if i >> bit & 1 == 1 { 255 } else { 0 };
-        let image = RgbImage::from_fn(8, 8, |x, _| if x < 4 { Rgb([level(0), level(1), 128]) } else { Rgb([level(2), 128, level(3)]) });
+        let image = RgbImage::from_fn(8, 8, |x, _| {
+            if x < 4 { Rgb([level(0), level(1), 128]) } else { Rgb([level(2), 128, level(3)]) }
+        });
         image.save(folder.join(format!("{i}.png"))).unwrap();
         let word = ["photo", "of", "cat", "dog", "the", "two", "on", "grass"][i / 2];
         let letter = ["x", "q"][i % 2 * usize::from(i != 3)];
@@ -177,7 +179,10 @@ fn a_run_that_is_killed_goes_on_to_the_very_same_weights() {
     let status = child.env(CHILD, folder.path()).output().unwrap().status;
     assert!(!status.success(), "the child should have died at step 17");
     let names = || {
-        let mut names: Vec<String> = std::fs::read_dir(folder.path().join("run")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = std::fs::read_dir(folder.path().join("run"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     };
@@ -207,7 +212,10 @@ fn a_loss_that_is_not_finite_leaves_the_last_good_checkpoint() {
     let split = make_data(folder.path());
     let model = model(|_| true);
     let scale = model.trainable().into_iter().find(|(name, _)| name == "logit_scale").unwrap().1;
-    let config = TrainConfig { checkpoints: Some(CheckpointConfig { every: 2, ..checkpoints(folder.path(), false) }), ..config(4) };
+    let config = TrainConfig {
+        checkpoints: Some(CheckpointConfig { every: 2, ..checkpoints(folder.path(), false) }),
+        ..config(4)
+    };
     let poison = |p: &Progress| {
         if matches!(p, Progress::Step(step) if step.step == 3) {
             scale.set(&(scale.as_detached_tensor() * f64::NAN).unwrap()).unwrap();
@@ -303,7 +311,10 @@ fn the_average_is_what_a_run_leaves() {
     let split = make_data(folder.path());
     let run = |ema| {
         let model = model(|_| true);
-        Trainer::new(&model, TrainConfig { ema, ..config(4) }).unwrap().fit(&split, folder.path(), None, |_| {}).unwrap();
+        Trainer::new(&model, TrainConfig { ema, ..config(4) })
+            .unwrap()
+            .fit(&split, folder.path(), None, |_| {})
+            .unwrap();
         model
     };
     let (plain, averaged, last) = (run(None), run(Some(0.99)), run(Some(0.0)));

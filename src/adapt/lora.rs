@@ -53,7 +53,8 @@ impl ClipModel {
     /// [`Argument`](crate::ErrorKind::Argument) if the rank is 0, a pattern matches no linear layer, or the model has adapters already.
     pub fn with_lora(self, config: &LoraConfig) -> Result<Self> {
         if config.rank == 0 || !config.alpha.is_finite() {
-            let message = format!("are {} and {}; a rank of at least 1 and a finite alpha are needed", config.rank, config.alpha);
+            let message =
+                format!("are {} and {}; a rank of at least 1 and a finite alpha are needed", config.rank, config.alpha);
             return Err(Error::argument("rank, alpha", message));
         }
         let layers = self.linear_layers();
@@ -66,7 +67,10 @@ impl ClipModel {
         let adapter = Adapter { rank: config.rank, scale: config.alpha / config.rank as f64 };
         self.with_adapters(&modules, |module, weight, parameters| {
             let &[output, input] = weight.dims() else {
-                return Err(Error::argument("targets", format!("'{module}' has a weight of shape {:?}", weight.dims())));
+                return Err(Error::argument(
+                    "targets",
+                    format!("'{module}' has a weight of shape {:?}", weight.dims()),
+                ));
             };
             let source = RandomSource::new(config.seed, weight.dtype(), weight.device());
             let draw = |name: &str, shape: [usize; 2], init| {

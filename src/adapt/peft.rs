@@ -18,9 +18,22 @@ const PREFIX: &str = "base_model.model.";
 
 /// What PEFT can do to an adapter that would change its output here.
 const FOREIGN: [&str; 16] = [
-    "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save",
-    "trainable_token_indices", "target_parameters", "layer_replication", "alora_invocation_tokens",
-    "arrow_config", "kasa_config", "monteclora_config", "velora_config", "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+    "use_bdlora",
 ];
 
 impl ClipModel {
@@ -34,7 +47,10 @@ impl ClipModel {
         let missing = || Error::argument("model", "has no adapters to save");
         let (_, first) = adapters.next().ok_or_else(missing)?;
         if let Some((module, _)) = adapters.find(|(_, other)| *other != first) {
-            return Err(Error::argument("model", format!("'{module}' has an adapter of another rank or factor than the others")));
+            return Err(Error::argument(
+                "model",
+                format!("'{module}' has an adapter of another rank or factor than the others"),
+            ));
         }
         let modules: Vec<&str> = parameters.adapters().map(|(module, _)| module).collect();
         let config = json!({
@@ -54,7 +70,8 @@ impl ClipModel {
             "use_rslora": false,
         });
         std::fs::create_dir_all(folder).map_err(|e| Error::file(folder, format!("cannot be made: {e}")))?;
-        let tensors = modules.iter().flat_map(|module| ["lora_A", "lora_B"].map(|part| format!("{module}.{part}.weight")));
+        let tensors =
+            modules.iter().flat_map(|module| ["lora_A", "lora_B"].map(|part| format!("{module}.{part}.weight")));
         let tensors = tensors.filter_map(|name| Some((format!("{PREFIX}{name}"), parameters.get(&name)?.clone())));
         save_safetensors(folder.join(WEIGHTS), tensors, &[])?;
         let text = serde_json::to_string_pretty(&config).map_err(|e| Error::file(folder, e))?;

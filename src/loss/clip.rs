@@ -102,7 +102,10 @@ impl ClipLoss {
             return ops::symmetric_cross_entropy(logits_per_image);
         }
         let rows = logits_per_image.dims().first().copied().unwrap_or(0);
-        self.smoothed(logits_per_image, &Tensor::eye(rows, candle_core::DType::F32, &Device::Cpu)?.to_device(logits_per_image.device())?)
+        self.smoothed(
+            logits_per_image,
+            &Tensor::eye(rows, candle_core::DType::F32, &Device::Cpu)?.to_device(logits_per_image.device())?,
+        )
     }
 
     fn smoothed(&self, logits: &Tensor, positives: &Tensor) -> Result<Tensor> {

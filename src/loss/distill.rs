@@ -86,7 +86,8 @@ impl DistillLoss {
             terms.push(((images + distance(pairs.text_embeds, &teacher.text_embeds)?)? * self.features)?);
         }
         let mut terms = terms.into_iter();
-        let first = terms.next().ok_or_else(|| Error::argument("base", "there is no loss: no base, and no weight above 0"))?;
+        let first =
+            terms.next().ok_or_else(|| Error::argument("base", "there is no loss: no base, and no weight above 0"))?;
         terms.try_fold(first, |sum, term| Ok((sum + term)?))
     }
 }

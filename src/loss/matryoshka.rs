@@ -45,7 +45,11 @@ impl MatryoshkaLoss {
                 return Err(Error::argument("widths", format!("{width} is not between 1 and the embeddings' {full}")));
             }
             let cut = |rows: &Tensor| -> Result<Tensor> {
-                if width == full { Ok(rows.clone()) } else { ops::l2_normalize(&rows.narrow(1, 0, width)?.contiguous()?) }
+                if width == full {
+                    Ok(rows.clone())
+                } else {
+                    ops::l2_normalize(&rows.narrow(1, 0, width)?.contiguous()?)
+                }
             };
             let (images, texts) = (cut(pairs.image_embeds)?, cut(pairs.text_embeds)?);
             let loss = (self.base.of(&Pairs { image_embeds: &images, text_embeds: &texts, ..*pairs })? * weight)?;

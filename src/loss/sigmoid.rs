@@ -94,7 +94,8 @@ impl SigLipLoss {
         let (s, b) = (wide(&pairs.logit_scale.reshape(())?)?, wide(&bias.reshape(())?)?);
         let learned = [pairs.image_embeds, pairs.text_embeds, pairs.logit_scale, bias];
         let tracked = learned.iter().any(|t| ops::is_tracked(t));
-        let sums = Sums { loss: 0.0, images: Vec::new(), texts: y.zeros_like()?, scale: zero.clone(), bias: zero.clone() };
+        let sums =
+            Sums { loss: 0.0, images: Vec::new(), texts: y.zeros_like()?, scale: zero.clone(), bias: zero.clone() };
         let sums = (0..images).step_by(self.chunk.max(1)).try_fold(sums, |mut sums, start| -> Result<Sums> {
             let rows = start..images.min(start + self.chunk.max(1));
             let targets = pairs.positives_mask(rows.clone())?;

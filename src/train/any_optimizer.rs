@@ -105,7 +105,12 @@ impl Optimizer {
                 let moments = |name: &str| {
                     let count = find("steps", name)?.to_vec1::<i64>()?;
                     let steps = count.first().and_then(|&steps| u64::try_from(steps).ok()).unwrap_or(0);
-                    Ok(Moments { name: name.to_string(), steps, first: find("first", name)?, second: find("second", name)? })
+                    Ok(Moments {
+                        name: name.to_string(),
+                        steps,
+                        first: find("first", name)?,
+                        second: find("second", name)?,
+                    })
                 };
                 optimizer.restore(steps, moments)
             }

@@ -192,7 +192,9 @@ fn digest(path: &Path) -> std::io::Result<Digest> {
         bytes += filled as u64;
         block[filled..filled.next_multiple_of(8)].fill(0);
         let (words, _) = block[..filled.next_multiple_of(8)].as_chunks::<8>();
-        hash = words.iter().fold(hash, |hash, word| (hash ^ u64::from_le_bytes(*word)).wrapping_mul(0x0100_0000_01b3).rotate_left(5));
+        hash = words
+            .iter()
+            .fold(hash, |hash, word| (hash ^ u64::from_le_bytes(*word)).wrapping_mul(0x0100_0000_01b3).rotate_left(5));
     }
 }
 

@@ -128,7 +128,10 @@ impl TrainConfig {
         }
         if self.accumulate == 0 || self.accumulate > images / self.batch_size {
             let (batches, found) = (images / self.batch_size, self.accumulate);
-            return Err(Error::argument("accumulate", format!("is {found} batches, an epoch has {batches}; it must be 1 to that")));
+            return Err(Error::argument(
+                "accumulate",
+                format!("is {found} batches, an epoch has {batches}; it must be 1 to that"),
+            ));
         }
         if self.checkpoints.as_ref().is_some_and(|checkpoints| checkpoints.every == 0) {
             return Err(Error::argument("checkpoints", "every 0 steps; at least 1 is needed"));

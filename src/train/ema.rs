@@ -61,7 +61,8 @@ impl Ema {
     pub(super) fn restore(&mut self, find: impl Fn(&str) -> Option<Tensor>) -> Result<()> {
         for (name, _, average) in &mut self.averages {
             let found = find(name).filter(|found| found.dims() == average.dims());
-            *average = found.ok_or_else(|| Error::argument("state", format!("has no average of '{name}' that fits")))?;
+            *average =
+                found.ok_or_else(|| Error::argument("state", format!("has no average of '{name}' that fits")))?;
         }
         Ok(())
     }

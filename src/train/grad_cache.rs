@@ -53,7 +53,8 @@ pub fn cached_backward(
     loss: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<(Tensor, GradStore)> {
     if chunk == 0 || images.rows == 0 || texts.rows == 0 {
-        let message = format!("{chunk} rows at a time, of {} images and {} texts; all must be above 0", images.rows, texts.rows);
+        let message =
+            format!("{chunk} rows at a time, of {} images and {} texts; all must be above 0", images.rows, texts.rows);
         return Err(Error::argument("chunk", message));
     }
     let leaves = [images.leaf(chunk)?, texts.leaf(chunk)?];

@@ -144,7 +144,8 @@ struct Depth {
 impl Depth {
     fn of(name: &str, parameters: &Parameters) -> Option<Self> {
         let tower = [ClipConfig::TEXT, ClipConfig::IMAGE].into_iter().find(|tower| in_tower(name, tower))?;
-        let blocks = parameters.iter().filter(|(other, _)| in_tower(other, tower)).filter_map(|(other, _)| block(other));
+        let blocks =
+            parameters.iter().filter(|(other, _)| in_tower(other, tower)).filter_map(|(other, _)| block(other));
         let levels = blocks.max().map_or(0, |last| last + 1);
         let level = match block(name) {
             Some(block) => block + 1,
@@ -168,7 +169,9 @@ fn block(name: &str) -> Option<usize> {
 
 /// Whether a parameter outside of the blocks stands before them.
 fn is_before(name: &str) -> bool {
-    ["embed", "pre_layrnorm", "pre_layernorm", "patch", "stem", "relative_position", "position"].iter().any(|part| name.contains(part))
+    ["embed", "pre_layrnorm", "pre_layernorm", "patch", "stem", "relative_position", "position"]
+        .iter()
+        .any(|part| name.contains(part))
 }
 
 /// A rate and a decay for the parameters of a pattern.

@@ -139,7 +139,8 @@ pub(super) enum ImageBatch {
 impl ImageBatch {
     /// Features (rows,D) of some rows, with the graph of what is trained.
     pub(super) fn features(&self, model: &ClipModel, rows: Range<usize>) -> Result<Tensor> {
-        let part = |t: &Tensor| if rows.len() == t.dim(0)? { Ok(t.clone()) } else { t.narrow(0, rows.start, rows.len()) };
+        let part =
+            |t: &Tensor| if rows.len() == t.dim(0)? { Ok(t.clone()) } else { t.narrow(0, rows.start, rows.len()) };
         match self {
             Self::Pooled(pooled) => model.project_image(&part(pooled)?),
             Self::Pixels(pixels) => model.project_image(&model.image_encoder().pooled(&part(pixels)?.contiguous()?)?),
@@ -161,7 +162,9 @@ impl TextBatch {
         match self {
             Self::Pooled(pooled) if rows.len() == pooled.dim(0)? => model.project_text(pooled),
             Self::Pooled(pooled) => model.project_text(&pooled.narrow(0, rows.start, rows.len())?),
-            Self::Tokens(tokens) if rows.len() == tokens.batch() => model.project_text(&model.text_encoder().pooled(tokens)?),
+            Self::Tokens(tokens) if rows.len() == tokens.batch() => {
+                model.project_text(&model.text_encoder().pooled(tokens)?)
+            }
             Self::Tokens(tokens) => {
                 let part = tokens.select(&rows.collect::<Vec<_>>())?;
                 model.project_text(&model.text_encoder().pooled(&part)?)

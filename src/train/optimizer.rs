@@ -166,7 +166,8 @@ impl AdamW {
         for slot in self.groups.iter_mut().flat_map(|group| &mut group.slots) {
             let found = moments(&slot.name)?;
             if found.first.dims() != slot.var.dims() || found.second.dims() != slot.var.dims() {
-                let message = format!("'{}' has {:?}, its moments {:?}", slot.name, slot.var.dims(), found.first.dims());
+                let message =
+                    format!("'{}' has {:?}, its moments {:?}", slot.name, slot.var.dims(), found.first.dims());
                 return Err(Error::argument("state", message));
             }
             slot.state.set(&found.first, &found.second)?;

@@ -54,7 +54,10 @@ impl Sgd {
     /// [`Argument`](crate::ErrorKind::Argument) if a constant is out of its range.
     pub fn new(groups: Vec<ParamGroup>, config: SgdConfig) -> Result<Self> {
         if !(0.0..1.0).contains(&config.momentum) {
-            return Err(Error::argument("momentum", format!("is {}; it must be at least 0 and below 1", config.momentum)));
+            return Err(Error::argument(
+                "momentum",
+                format!("is {}; it must be at least 0 and below 1", config.momentum),
+            ));
         }
         if config.clip_norm.is_some_and(|norm| norm.is_nan() || norm <= 0.0) {
             return Err(Error::argument("clip_norm", "must be above 0, or none for no clipping"));

@@ -99,7 +99,10 @@ impl<'a> Trainer<'a> {
             return Err(Error::argument("model", "every parameter is frozen; there is nothing to train"));
         }
         if config.loss.wants_teacher() {
-            return Err(Error::argument("loss", "wants a teacher, which the trainer has none of; write a loop of your own"));
+            return Err(Error::argument(
+                "loss",
+                "wants a teacher, which the trainer has none of; write a loop of your own",
+            ));
         }
         let rates = Rates {
             lr: config.lr,
@@ -243,8 +246,7 @@ impl<'a> Trainer<'a> {
         }
         let Some((path, place, tensors)) = checkpoint::newest(&config.folder)? else { return Ok(()) };
         if place.recipe != self.config.recipe() {
-            let message =
-                format!("is of another recipe: {}; this run's is {}", place.recipe, self.config.recipe());
+            let message = format!("is of another recipe: {}; this run's is {}", place.recipe, self.config.recipe());
             return Err(Error::file(&path, message));
         }
         let same = tensors.weights.len() == self.trainable.len();

@@ -165,8 +165,7 @@ impl Params {
     /// Ends the building with what there is and what is wrong.
     pub(crate) fn finish_with_problems(&self) -> (Parameters, Vec<String>) {
         let record = std::mem::take(&mut *self.lock());
-        let parameters =
-            Parameters { tensors: record.tensors, buffers: record.buffers, adapters: BTreeMap::new() };
+        let parameters = Parameters { tensors: record.tensors, buffers: record.buffers, adapters: BTreeMap::new() };
         (parameters, record.problems)
     }
 
