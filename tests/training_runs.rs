@@ -149,7 +149,7 @@ fn long_run(folder: &Path, checkpoints: Option<CheckpointConfig>, die_after: usi
     let split = make_data(folder);
     let model = model(|_| true);
     let optimizer = OptimizerConfig::AdamW(AdamWConfig { clip_norm: Some(1.0), ..AdamWConfig::default() });
-    let augment = "crop,flip".parse().unwrap();
+    let augment = "flip".parse().unwrap();
     let config = TrainConfig { optimizer, augment, ema: Some(0.9), checkpoints, ..config(20) };
     let note = |p: &Progress| {
         if matches!(p, Progress::Step(step) if step.step == die_after) {
@@ -299,7 +299,9 @@ fn pairs_with_one_caption_can_be_positives_of_each_other() {
     let split = make_data(folder.path());
     let loss = |duplicates| {
         let model = model(|_| true);
-        let config = TrainConfig { batch_size: COUNT, duplicates, ..config(1) };
+        // Cross-entropy does not see the difference where captions are the same to the letter; a yes or no does.
+        let loss = Loss::SigLip(SigLipLoss::new());
+        let config = TrainConfig { batch_size: COUNT, duplicates, loss, ..config(1) };
         Trainer::new(&model, config).unwrap().fit(&split, folder.path(), None, |_| {}).unwrap().loss
     };
     assert_ne!(loss(Duplicates::Positives), loss(Duplicates::Negatives));

@@ -2,7 +2,7 @@
 //! equation 1).
 //!
 //! `loss = Σ_d w_d · base(normalise(x[..d]), normalise(y[..d]))`: the first d numbers of an embedding, scaled to unit length again,
-//! are an embedding of their own. Scale and bias are shared.
+//! are an embedding of their own; at the full width they are taken as they are. Scale and bias are shared.
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::checkpoint::Checkpoint;
 use super::names::{Renames, View, nearest};
-use super::params::{Init, ParamSource, Parameters};
+use super::params::{Adapter, Init, ParamSource, Parameters};
 use crate::{Error, Result};
 
 /// Above this many tensors no similar name is looked for: it would take too long for a hint.
@@ -303,5 +303,9 @@ impl View {
 impl<S: ParamSource + ?Sized> ParamSource for Arc<S> {
     fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String> {
         (**self).get(name, shape, init)
+    }
+
+    fn adapter(&self, module: &str) -> Option<Adapter> {
+        (**self).adapter(module)
     }
 }

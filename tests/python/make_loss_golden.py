@@ -64,7 +64,7 @@ def main():
         return (one(student, teacher) + one(student.T, teacher.T)) / 2
 
     def matryoshka(x, y, s, b):
-        cut = lambda t, d: normalize(t[:, :d], dim=1)
+        cut = lambda t, d: t if d == D else normalize(t[:, :d], dim=1)
         return sum(w * siglip(cut(x, d), cut(y, d), s, b) for d, w in [(4, 0.5), (10, 1.0), (16, 2.0)])
 
     teacher = 11.0 * tx @ ty.T
