@@ -1,5 +1,16 @@
-//! Training: [`Trainer`] fits a dual encoder to images with captions; its parts (the optimiser, the learning rate's course, the
-//! check that every parameter is really trained) serve a loop of your own as well.
+//! Training: [`Trainer`] fits a dual encoder to images with captions; its parts (optimisers, the learning rate's course, the check
+//! that every parameter is really trained) serve a loop of your own as well.
+//!
+//! | what you want | where |
+//! |---|---|
+//! | another loss | [`TrainConfig::loss`], chosen by the table in [`loss`](crate::loss) |
+//! | batches larger than memory | [`TrainConfig::micro_batch`], the gradient cache ([`cached_backward`]) |
+//! | gradients of several batches a step | [`TrainConfig::accumulate`], [`GradientSum`] |
+//! | to train some parameters only | [`Selection`]: projections, a locked tower, the last N blocks, patterns |
+//! | to train few numbers | [`ClipModel::with_lora`](crate::ClipModel::with_lora) |
+//! | slower lower layers, other rates and decays | [`TrainConfig::layer_decay`], [`TrainConfig::groups`] |
+//! | an average of the weights | [`TrainConfig::ema`] |
+//! | to go on after a crash | [`TrainConfig::checkpoints`] |
 
 mod any_optimizer;
 mod checkpoint;
