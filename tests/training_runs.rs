@@ -254,7 +254,7 @@ fn gradients_that_are_not_finite_name_step_and_images() {
                 let value = var.as_detached_tensor();
                 if name == "logit_scale" {
                     var.set(&value.affine(0.0, 85.0).unwrap()).unwrap();
-                } else if name.starts_with("visual_projection.") && var.rank() == 1 {
+                } else if name.starts_with("visual_projection.") {
                     var.set(&(value * 1e-6).unwrap()).unwrap();
                 }
             }
