@@ -9,6 +9,7 @@ use clap::Parser;
 use common::{Machine, Outcome, dtype, exit, lines, progress};
 use diptych::candle::{D, Tensor};
 use diptych::image::ImageInput;
+use diptych::towers::Collect;
 use diptych::{ClipModel, Embeddings, ImageEncoder, Loaded, TextEncoder, weights};
 
 /// Embed images and texts.
@@ -29,7 +30,7 @@ struct Args {
     /// A file with a text a line, after those of --text
     #[arg(long, value_name = "FILE")]
     texts_from: Option<PathBuf>,
-    /// Also write pixel_values, input_ids, attention_mask, image_features, text_features (projected, not of unit length) and
+    /// Also write pixel_values (patches, of a NaFlex model), input_ids, attention_mask, image_features, text_features (projected, not of unit length) and
     /// logits_per_image (N,M)
     #[arg(long)]
     raw: bool,
@@ -124,8 +125,19 @@ fn images(
     let (mut rows, mut pixels) = (Vec::new(), Vec::new());
     for batch in args.image.chunks(args.batch as usize) {
         let batch: Vec<ImageInput> = batch.iter().map(ImageInput::from).collect();
-        let pixel_values = encoder.processor().pixel_values(&batch, encoder.device())?;
-        rows.push(project(encoder.pooled(&pixel_values)?)?);
+        let (pixel_values, pooled) = match encoder.naflex() {
+            Some(naflex) => {
+                let batch = naflex.batch(&batch, encoder.device())?;
+                let pooled = encoder.forward_patches(&batch, Collect::Last)?.pooled;
+                (batch.patches, pooled)
+            }
+            None => {
+                let pixel_values = encoder.processor().pixel_values(&batch, encoder.device())?;
+                let pooled = encoder.pooled(&pixel_values)?;
+                (pixel_values, pooled)
+            }
+        };
+        rows.push(project(pooled)?);
         if args.raw {
             pixels.push(pixel_values);
         }

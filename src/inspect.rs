@@ -113,29 +113,15 @@ impl fmt::Display for Inspection {
         }
         writeln!(f, "parameters   {}", count(self.parameters))?;
         if let Some(image) = &self.image {
-            let tower = compact(&image.config.tower);
-            writeln!(
-                f,
-                "image tower  {}, pooled by {} to {}",
-                count(image.parameters),
-                image.config.pooling,
-                image.pooled_size
-            )?;
-            writeln!(f, "             {tower}")?;
+            let config = &image.config;
+            tower(f, "image tower", image.parameters, &config.pooling, image.pooled_size, &config.tower)?;
             if let Some(processor) = &image.processor {
                 writeln!(f, "images       {}", compact(processor))?;
             }
         }
         if let Some(text) = &self.text {
-            let tower = compact(&text.config.tower);
-            writeln!(
-                f,
-                "text tower   {}, pooled by {} to {}",
-                count(text.parameters),
-                text.config.pooling,
-                text.pooled_size
-            )?;
-            writeln!(f, "             {tower}")?;
+            let config = &text.config;
+            tower(f, "text tower", text.parameters, &config.pooling, text.pooled_size, &config.tower)?;
             writeln!(f, "tokens       {}", compact(&text.tokens))?;
             if let (Some(vocabulary), Some(pad)) = (text.vocab_size, text.pad_id) {
                 writeln!(f, "             vocabulary of {vocabulary}, padded with {pad}")?;
@@ -160,6 +146,19 @@ impl fmt::Display for Inspection {
             n => write!(f, "It does not load: {n} problem{}.", if n == 1 { "" } else { "s" }),
         }
     }
+}
+
+/// Two lines: how large a tower is and what its output is, and its configuration.
+fn tower(
+    f: &mut fmt::Formatter<'_>,
+    title: &str,
+    parameters: usize,
+    pooling: &dyn fmt::Display,
+    pooled_size: usize,
+    config: &impl Serialize,
+) -> fmt::Result {
+    writeln!(f, "{title:<12} {}, pooled by {pooling} to {pooled_size}", count(parameters))?;
+    writeln!(f, "{:<12} {}", "", compact(config))
 }
 
 fn file_name(path: &std::path::Path) -> String {

@@ -5,11 +5,24 @@ mod common;
 use common::{Golden, relative_error};
 use diptych::candle::{DType, Device, Tensor};
 use diptych::candle_nn::{VarBuilder, VarMap};
+use diptych::families::ModelLayout;
 use diptych::text::TextTokenizer;
 use diptych::weights::{Params, VarBuilderSource};
 use diptych::{ClipModel, Loaded, Loader, ProjectionConfig};
 
-const DUAL: [&str; 4] = ["clip", "clip_gelu_eos2", "vtde_vit_bert", "vtde_dinov2_xlmr"];
+const DUAL: [&str; 11] = [
+    "altclip",
+    "blip_itm",
+    "chinese_clip",
+    "clip",
+    "clip_gelu_eos2",
+    "metaclip_2",
+    "siglip",
+    "siglip2_naflex",
+    "vtde_vit_bert",
+    "vtde_dinov2_xlmr",
+    "vtde_siglip_bert",
+];
 
 fn load(name: &str) -> ClipModel {
     ClipModel::from_pretrained(Golden::named(name).dir()).expect(name)
@@ -173,6 +186,98 @@ fn texts_keep_their_order_whatever_their_length() {
         let error = all.row(i).expect("row").iter().zip(alone.row(0).expect("row")).map(|(a, b)| (a - b).abs());
         assert!(error.fold(0f32, f32::max) < 1e-5, "{text:?}");
     }
+}
+
+#[test]
+fn a_new_model_of_a_published_design_is_written_in_hugging_faces_layout() {
+    for (name, model_type) in [("clip", "clip"), ("siglip", "siglip"), ("siglip2_naflex", "siglip2")] {
+        let golden = Golden::named(name);
+        let model = Loader::new().random_weights(5).clip(golden.dir()).expect(name);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("saved");
+        model.save_pretrained(&path).expect(name);
+        let text = std::fs::read_to_string(path.join("config.json")).expect("config.json");
+        let config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(config["model_type"], model_type);
+        // The files have the names and shapes that transformers gave them.
+        let read = |path: &std::path::Path| {
+            let tensors = diptych::candle::safetensors::load(path.join("model.safetensors"), &Device::Cpu).expect(name);
+            tensors.into_iter().map(|(name, t)| (name, t.dims().to_vec())).collect::<std::collections::BTreeMap<_, _>>()
+        };
+        assert_eq!(read(&path), read(&golden.path), "{name}");
+        let again = ClipModel::from_pretrained(path.to_str().expect("UTF-8")).expect(name);
+        assert_eq!(again.config(), model.config(), "{name}");
+        let (before, after) = (model.parameters(), again.parameters());
+        for ((a_name, a), (b_name, b)) in before.iter().zip(after.iter()) {
+            assert_eq!((a_name, a.dims(), bits(a)), (b_name, b.dims(), bits(b)), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_model_comes_back_from_our_own_layout_byte_for_byte() {
+    for name in ["clip", "siglip", "siglip2_naflex"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (ours, theirs) = (folder.path().join("ours"), kept(&folder, &format!("{name}.through_ours")));
+        load(name).save_pretrained_in(&ours, ModelLayout::Diptych).expect(name);
+        let again = ClipModel::from_pretrained(ours.to_str().expect("UTF-8")).expect(name);
+        again.save_pretrained_in(&theirs, ModelLayout::HuggingFace).expect(name);
+        let bytes = |path: &std::path::Path| {
+            let tensors = diptych::candle::safetensors::load(path.join("model.safetensors"), &Device::Cpu).expect(name);
+            tensors
+                .into_iter()
+                .map(|(n, t)| (n, (t.dims().to_vec(), bits(&t))))
+                .collect::<std::collections::BTreeMap<_, _>>()
+        };
+        assert!(bytes(&theirs) == bytes(&Golden::named(name).path), "{name}");
+    }
+}
+
+/// A place in `folder`, or below DIPTYCH_SAVED, where `tests/python/check_saved.py` reads what was saved.
+fn kept(folder: &tempfile::TempDir, name: &str) -> std::path::PathBuf {
+    std::env::var_os("DIPTYCH_SAVED")
+        .map_or_else(|| folder.path().join(name), |kept| std::path::Path::new(&kept).join(name))
+}
+
+#[test]
+fn siglips_probabilities_are_sigmoids_of_its_logits() {
+    let model = load("siglip");
+    let sample = Golden::named("siglip").path.join("sample.png");
+    let labels = ["cat", "dog"];
+    let classes = model.zero_shot(&labels).expect("head").classify(&sample).expect("classified");
+    let images = model.embed_images([&sample]).expect("images");
+    let texts = model.embed_texts(&labels.map(|label| format!("a photo of a {label}"))).expect("texts");
+    let cosine = images.cosine(&texts).expect("cosines").to_vec2::<f32>().expect("values");
+    let (scale, bias) = (model.logit_scale().expect("scale") as f32, model.logit_bias().expect("bias") as f32);
+    for class in classes {
+        let i = labels.iter().position(|label| *label == class.label).expect("a label");
+        let expected = 1.0 / (1.0 + (-(scale * cosine[0][i] + bias)).exp());
+        assert!((class.probability - expected).abs() < 1e-6, "{class:?}, expected {expected}");
+    }
+}
+
+#[test]
+fn a_text_tower_without_a_pooler_is_refused_as_transformers_refuses_it() {
+    let folder = copy("vtde_vit_bert");
+    change(&folder, "config.json", |config| config["text_config"]["model_type"] = "distilbert".into());
+    let error = ClipModel::from_pretrained(folder.path().to_str().expect("UTF-8")).err().expect("an error").to_string();
+    assert!(error.contains("distilbert") && error.contains("pooler"), "{error}");
+}
+
+#[test]
+fn an_end_token_may_be_a_list_of_one() {
+    let folder = copy("clip");
+    let name = folder.path().to_str().expect("UTF-8").to_string();
+    let pooled = |model: &ClipModel| model.text_encoder().pooled(&Golden::named("clip").tokens()).expect("pooled");
+    change(&folder, "config.json", |config| {
+        let id = config["text_config"]["eos_token_id"].clone();
+        config["text_config"]["eos_token_id"] = serde_json::json!([id]);
+    });
+    let model = ClipModel::from_pretrained(&name).expect("a list of one");
+    assert_eq!(bits(&pooled(&model)), bits(&pooled(&load("clip"))));
+    change(&folder, "config.json", |config| config["text_config"]["eos_token_id"] = serde_json::json!([1, 2]));
+    let error = ClipModel::from_pretrained(&name).err().expect("an error").to_string();
+    assert!(error.contains("text_config.eos_token_id") && error.contains("one token id"), "{error}");
 }
 
 #[test]
@@ -347,17 +452,26 @@ fn a_place_that_cannot_be_saved_to_is_known_before_training() {
 
 #[test]
 fn load_and_save_give_back_every_tensor_of_the_file_byte_for_byte() {
-    // `position_ids`, a buffer, and `mask_token`, of masked training, are not part of the model.
-    let extra = |name: &str| name.ends_with("position_ids") || name.ends_with("mask_token");
-    for name in ["clip", "vtde_vit_bert", "vtde_clip_roberta", "vtde_clip_v4", "vtde_dinov2_xlmr"] {
+    // `position_ids`, a buffer, `mask_token`, of masked training, CLIPSeg's decoder and the cross-attention of a BLIP without a
+    // matching head are not part of the model.
+    let extra = |name: &str, tensor: &str| {
+        tensor.ends_with("position_ids")
+            || tensor.ends_with("mask_token")
+            || name == "clipseg_decoder" && tensor.starts_with("decoder.")
+            || name == "blip_model" && tensor.contains(".crossattention.")
+    };
+    let others = ["blip_model", "clipseg", "clipseg_decoder", "siglip_published", "vtde_clip_halves"];
+    let others = others.into_iter().chain(["vtde_clip_roberta", "vtde_clip_v4", "vtde_registers_mpnet"]);
+    // Whose processor makes another size than the tower's goes into our own layout.
+    for name in DUAL.into_iter().filter(|name| *name != "clip_gelu_eos2").chain(others) {
         let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("saved");
+        let path = kept(&folder, &format!("{name}.as_loaded"));
         load(name).save_pretrained(&path).expect(name);
         let read = |path: &std::path::Path| {
             diptych::candle::safetensors::load(path.join("model.safetensors"), &Device::Cpu).expect(name)
         };
         let (before, after) = (read(&Golden::named(name).path), read(&path));
-        for (tensor_name, tensor) in before.iter().filter(|(tensor_name, _)| !extra(tensor_name)) {
+        for (tensor_name, tensor) in before.iter().filter(|(tensor_name, _)| !extra(name, tensor_name)) {
             let saved = after.get(tensor_name).unwrap_or_else(|| panic!("{name}: {tensor_name} is gone"));
             assert_eq!((tensor.dims(), bits(tensor)), (saved.dims(), bits(saved)), "{name}: {tensor_name}");
         }

@@ -69,21 +69,8 @@ pub(super) fn refuse_classifier(config: &Config) -> Result<()> {
 
 /// Two towers below `text_model` and `vision_model`, two bias-free projections, and a scale.
 pub(super) fn dual(text: TextPlan, image: ImagePlan, embed_dim: usize) -> Result<Plan> {
-    Ok(Plan::Clip(Box::new(ClipPlan {
-        config: ClipConfig {
-            text: text.config,
-            image: image.config,
-            projection: ProjectionConfig::linear(embed_dim),
-            text_projection: None,
-            logits: LogitConfig::Scale,
-            matching: None,
-        },
-        text: text.renames.within(ClipConfig::TEXT),
-        image: image.renames.within(ClipConfig::IMAGE),
-        heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
-        tokens: text.tokens,
-        processor: image.processor,
-    })))
+    let plan = ClipPlan::of_halves(text, image, ProjectionConfig::linear(embed_dim), LogitConfig::Scale)?;
+    Ok(Plan::Clip(Box::new(plan)))
 }
 
 /// Which token `eos_token_id` means.

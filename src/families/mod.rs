@@ -5,6 +5,7 @@
 
 mod altclip;
 mod altclip_text;
+mod beit;
 mod bert;
 mod blip;
 mod blip_text;
@@ -29,6 +30,7 @@ mod vision_text;
 mod vit;
 
 pub use config::Config;
+pub(crate) use open_clip::tokenizer_repositories;
 pub use save::ModelLayout;
 pub(crate) use save::Outgoing;
 pub(crate) use sentence_transformers::SentenceTransformer;
@@ -37,7 +39,9 @@ use std::collections::BTreeMap;
 
 use crate::encoder::{ImageEncoderConfig, TextEncoderConfig};
 use crate::image::{ImageProcessorConfig, ProcessorClass};
+use crate::logit_scale::LogitConfig;
 use crate::model::ClipConfig;
+use crate::project::ProjectionConfig;
 use crate::text::{PadId, TokenRules};
 use crate::weights::Renames;
 use crate::{Error, Result};
@@ -156,6 +160,27 @@ pub struct ClipPlan {
     pub processor: ProcessorPlan,
 }
 
+impl ClipPlan {
+    /// Two halves in Hugging Face's layout: towers below `text_model` and `vision_model`, one kind of projection for both.
+    fn of_halves(text: TextPlan, image: ImagePlan, projection: ProjectionConfig, logits: LogitConfig) -> Result<Self> {
+        Ok(Self {
+            config: ClipConfig {
+                text: text.config,
+                image: image.config,
+                projection,
+                text_projection: None,
+                logits,
+                matching: None,
+            },
+            text: text.renames.within(ClipConfig::TEXT),
+            image: image.renames.within(ClipConfig::IMAGE),
+            heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
+            tokens: text.tokens,
+            processor: image.processor,
+        })
+    }
+}
+
 /// Where an image processor's configuration comes from.
 #[derive(Debug, Clone)]
 pub enum ProcessorPlan {
@@ -224,6 +249,7 @@ impl Default for Families {
             Box::new(m2m100::M2m100),
             Box::new(vit::Vit),
             Box::new(dinov2::Dinov2),
+            Box::new(beit::Beit),
         ])
     }
 }
@@ -234,6 +260,11 @@ impl Families {
     pub fn with(mut self, family: impl Family + 'static) -> Self {
         self.0.insert(0, Box::new(family));
         self
+    }
+
+    /// Every `model_type` that a family answers to, in the order in which families are asked.
+    pub fn model_types(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().flat_map(|family| family.model_types()).copied()
     }
 
     /// Whether a family answers to this `model_type`.

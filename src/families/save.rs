@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use serde_json::Value;
 
 use super::{diptych, hf_clip, open_clip, siglip};
 use crate::model::{ClipConfig, ClipModel};
 use crate::ops::Activation;
 use crate::project::ProjectionKind;
-use crate::towers::{ImageTowerConfig, PooledToken, TextAttention, TextPooling, TextTowerConfig};
-use crate::weights::{Layout, Stored, View};
+use crate::towers::{
+    ImageTowerConfig, PooledToken, PositionTable, PrefixTokens, TextAttention, TextPooling, TextTowerConfig,
+};
+use crate::weights::{Layout, Parameters, Stored, View};
 use crate::{Error, Result};
 
 /// Whose files a model is saved as.
@@ -135,7 +137,7 @@ fn as_loaded(model: &ClipModel) -> Option<Outgoing> {
 
 fn hugging_face(model: &ClipModel) -> Option<Outgoing> {
     let pad_id = model.text_encoder().tokenizer().pad_id();
-    let mut stored = squeezed(model);
+    let mut stored = hugging_face_shapes(&model.parameters());
     let config = hf_clip::to_hugging_face(model.config(), pad_id)
         .or_else(|| siglip::to_hugging_face(model.config(), pad_id))
         .or_else(|| {
@@ -181,12 +183,28 @@ pub(super) fn fits_input(model: &ClipModel) -> bool {
     naflex || input.is_none_or(|size| (size.height as usize, size.width as usize) == (side, side))
 }
 
-/// Class tokens are rows here and vectors there.
-fn squeezed(model: &ClipModel) -> BTreeMap<String, Stored> {
-    let parameters = model.parameters();
-    let tokens = parameters.iter().filter(|(name, _)| name.ends_with("embeddings.class_embedding"));
-    let stored = |name: &str, size: usize| Stored { name: name.to_string(), shape: vec![size], view: View::Whole };
-    tokens.map(|(name, tensor)| (name.to_string(), stored(name, tensor.elem_count()))).collect()
+/// Where CLIP's and SigLIP's files in Hugging Face's layout hold a tensor otherwise than we do: the class token without a row,
+/// the pooling query with one more axis, its three projections in one, SigLIP's scale and bias as lists of one.
+fn hugging_face_shapes(parameters: &Parameters) -> BTreeMap<String, Stored> {
+    const HEAD: &str = "vision_model.head.attention.";
+    let siglip = parameters.get("logit_bias").is_some();
+    let stored = |(name, tensor): (&str, &Tensor)| {
+        let whole = |shape: Vec<usize>| Stored { name: name.to_string(), shape, view: View::Whole };
+        let stored = match (name, tensor.dims()) {
+            ("logit_scale" | "logit_bias", _) if siglip => whole(vec![1]),
+            ("vision_model.embeddings.class_embedding", [1, size]) => whole(vec![*size]),
+            ("vision_model.head.probe", [size]) => whole(vec![1, 1, *size]),
+            (_, dims) => {
+                let (part, kind) = name.strip_prefix(HEAD)?.split_once("_proj.")?;
+                let index = ["q", "k", "v"].iter().position(|other| *other == part)?;
+                let shape = [&[3 * dims.first()?], &dims[1..]].concat();
+                let view = View::Part { index, count: 3 };
+                Stored { name: format!("{HEAD}in_proj_{kind}"), shape, view }
+            }
+        };
+        Some((name.to_string(), stored))
+    };
+    parameters.iter().filter_map(stored).collect()
 }
 
 /// What is left of a configuration when everything is taken off that changes no feature of a loaded model: how weights start, how
@@ -211,6 +229,9 @@ pub(super) fn essence(config: &ClipConfig) -> ClipConfig {
         image.initializer_range = 0.02;
         image.layer_scale = image.layer_scale.map(|_| 1.0);
         image.position_resize = crate::nn::PositionResize::default();
+        if image.prefix_tokens == PrefixTokens::None && image.positions == PositionTable::All {
+            image.positions = PositionTable::Patches;
+        }
     }
     config.text_projection = config.text_projection.filter(|text| *text != config.projection);
     config

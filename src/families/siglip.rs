@@ -17,8 +17,8 @@ use crate::ops::Activation;
 use crate::project::{ProjectionConfig, ProjectionKind};
 use crate::text::TokenRules;
 use crate::towers::{
-    ImagePooling, ImageTowerConfig, MapHeadConfig, PooledToken, PositionTable, PrefixTokens, TextAttention,
-    TextPooling, TextTowerConfig, TextTransformerConfig, VitConfig,
+    ImagePooling, ImageTowerConfig, MapHeadConfig, NaflexVitConfig, PooledToken, PositionTable, PrefixTokens,
+    TextAttention, TextPooling, TextTowerConfig, TextTransformerConfig, VitConfig,
 };
 use crate::weights::Renames;
 use crate::{Error, Result};
@@ -62,22 +62,9 @@ impl Family for Siglip {
 fn clip(config: &Config, naflex: bool) -> Result<Plan> {
     let text = text(&config.part("text_config")?, naflex)?;
     let image = image(&config.part("vision_config")?, naflex)?;
-    let embed_dim = image.config.pooled_size();
-    Ok(Plan::Clip(Box::new(ClipPlan {
-        config: ClipConfig {
-            text: text.config,
-            image: image.config,
-            projection: ProjectionConfig::plain(ProjectionKind::Identity, embed_dim),
-            text_projection: None,
-            logits: LogitConfig::ScaleAndBias,
-            matching: None,
-        },
-        text: text.renames.within(ClipConfig::TEXT),
-        image: image.renames.within(ClipConfig::IMAGE),
-        heads: Renames::new(&[], &["text_model.*", "vision_model.*"])?,
-        tokens: text.tokens,
-        processor: image.processor,
-    })))
+    let projection = ProjectionConfig::plain(ProjectionKind::Identity, image.config.pooled_size());
+    let plan = ClipPlan::of_halves(text, image, projection, LogitConfig::ScaleAndBias)?;
+    Ok(Plan::Clip(Box::new(plan)))
 }
 
 fn text(config: &Config, naflex: bool) -> Result<TextPlan> {
@@ -152,7 +139,7 @@ fn image(config: &Config, naflex: bool) -> Result<ImagePlan> {
     })?;
     let pooling = if head { ImagePooling::Map } else { ImagePooling::Mean };
     let (tower, processor) = match naflex {
-        true => (ImageTowerConfig::Naflex(tower), ProcessorPlan::Naflex),
+        true => (ImageTowerConfig::Naflex(NaflexVitConfig(tower)), ProcessorPlan::Naflex),
         false => (ImageTowerConfig::Vit(tower), ProcessorPlan::Folder(ProcessorClass::Siglip)),
     };
     Ok(ImagePlan { config: ImageEncoderConfig { tower, pooling }, renames, processor })
@@ -163,8 +150,7 @@ pub(super) fn to_hugging_face(config: &ClipConfig, pad_id: u32) -> Option<Value>
     let TextTowerConfig::TextTransformer(text) = &config.text.tower else { return None };
     let (image, naflex) = match &config.image.tower {
         ImageTowerConfig::Vit(image) => (image, false),
-        ImageTowerConfig::Naflex(image) => (image, true),
-        #[allow(unreachable_patterns)]
+        ImageTowerConfig::Naflex(NaflexVitConfig(image)) => (image, true),
         _ => return None,
     };
     let family = if naflex { "siglip2" } else { "siglip" };

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::config::{ImageSize, Normalize, Resize, ResizeTo, Transparency};
+use super::config::{ImageProcessorConfig, ImageSize, Normalize, Resize, ResizeTo, Transparency};
 use super::decode::{DecodeOptions, ImageInput, decode_rgb};
 use super::fields::{Fields, read_folder};
 use super::filter::Filter;
@@ -73,7 +73,7 @@ pub struct NaflexBatch {
 /// let photo = image_crate::RgbImage::new(500, 375);
 /// let batch = processor.batch(&[photo.into()], &diptych::candle::Device::Cpu)?;
 /// assert_eq!(batch.patches.dims(), [1, 256, 16 * 16 * 3]);
-/// assert_eq!(batch.spatial_shapes, [(13, 18)]);
+/// assert_eq!(batch.spatial_shapes, [(14, 18)]);
 /// # Ok::<(), diptych::Error>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -164,6 +164,21 @@ impl NaflexConfig {
             json["image_std"] = json!(normalize.std);
         }
         json
+    }
+
+    /// The processor of the largest squares that have no more patches than this one makes, alike in all else.
+    #[must_use]
+    pub fn squares(&self) -> ImageProcessorConfig {
+        let side = self.max_num_patches.isqrt().saturating_mul(self.patch_size);
+        let filter = self.filter.unwrap_or(Filter::Bilinear);
+        ImageProcessorConfig {
+            resize: Some(Resize { to: ResizeTo::Exact(ImageSize::square(side)), filter }),
+            crop: None,
+            rescale_factor: self.rescale_factor,
+            normalize: self.normalize,
+            transparency: self.transparency,
+            ..ImageProcessorConfig::clip()
+        }
     }
 
     /// Whether `name` is the NaFlex processor's class in transformers, or a variant of it.

@@ -5,10 +5,9 @@
 
 use ::image::RgbImage;
 use candle_core::{Device, Tensor};
-use rand::Rng;
 use rayon::prelude::*;
 
-use super::augment::{Augment, Flip, View};
+use super::augment::{Flip, View};
 use super::config::{ImageProcessorConfig, ImageSize, Normalize};
 use super::decode::{DecodeOptions, ImageInput, decode_rgb};
 use super::resize::Window;
@@ -86,24 +85,6 @@ impl ImageProcessor {
     pub fn preprocess(&self, input: impl Into<ImageInput>) -> Result<PixelArray> {
         let input = input.into();
         self.preprocess_named(&input, &input.name(None))
-    }
-
-    /// The pixel values of one image in a random view.
-    ///
-    /// # Shapes
-    /// (C,H,W) with three channels.
-    ///
-    /// # Errors
-    /// If the image cannot be decoded, or random crops are wanted where nothing is cropped.
-    pub fn preprocess_augmented(
-        &self,
-        input: impl Into<ImageInput>,
-        augment: &Augment,
-        rng: &mut impl Rng,
-    ) -> Result<PixelArray> {
-        let resized = self.resized(input)?;
-        let view = augment.view(ImageSize::of(&resized), &self.config, rng)?;
-        Ok(self.finish(&resized, &view))
     }
 
     /// The image after decoding and resizing, before the crop: what a training loader keeps between epochs.

@@ -35,7 +35,7 @@ pub(super) fn inspect(loader: &Loader, plan: Plan, files: &Files) -> Result<Insp
             let parts = [(ClipConfig::TEXT, &text), (ClipConfig::IMAGE, &image), ("", &heads)];
             let parameters = headers(files, &parts, &mut found, |params| config.collect(params))?;
             found.parameters = parameters.element_count();
-            text_part(files, config.text.clone(), &parameters.under(ClipConfig::TEXT), tokens, &mut found);
+            text_part(loader, files, config.text.clone(), &parameters.under(ClipConfig::TEXT), tokens, &mut found);
             image_part(
                 loader,
                 files,
@@ -55,7 +55,7 @@ pub(super) fn inspect(loader: &Loader, plan: Plan, files: &Files) -> Result<Insp
             let TextPlan { config, renames, tokens } = *plan;
             let parameters = headers(files, &[("", &renames)], &mut found, |params| config.build(params).map(drop))?;
             found.parameters = parameters.element_count();
-            text_part(files, config, &parameters, tokens, &mut found);
+            text_part(loader, files, config, &parameters, tokens, &mut found);
         }
         Plan::Image(plan) => {
             let ImagePlan { config, renames, processor } = *plan;
@@ -105,6 +105,7 @@ fn headers(
 }
 
 fn text_part(
+    loader: &Loader,
     files: &Files,
     config: crate::TextEncoderConfig,
     parameters: &Parameters,
@@ -114,7 +115,7 @@ fn text_part(
     if config.tower.reads_padding(config.pooling) {
         found.remarks.push("the text tower reads padding as text: rows are padded to the context length".to_string());
     }
-    let tokenizer = TextTokenizer::from_folder(files.folder.path(), tokens.clone());
+    let tokenizer = loader.tokenizer(files, tokens.clone());
     let tokenizer = tokenizer.map_err(|error| found.problems.push(error.to_string())).ok();
     if let Some(tokenizer) = &tokenizer {
         let (rows, known) = (config.tower.vocab_size(), tokenizer.vocab_size());

@@ -13,12 +13,8 @@ use crate::families::{
     ClipPlan, Config, Families, FamilySource, ImagePlan, Outgoing, Plan, ProcessorPlan, Role, SentenceTransformer,
     TextPlan,
 };
-use crate::image::{
-    DecodeOptions, Filter, ImageProcessor, ImageProcessorConfig, ImageSize, NaflexConfig, NaflexProcessor, Resize,
-    ResizeTo,
-};
+use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig, NaflexConfig, NaflexProcessor};
 use crate::model::{ClipConfig, ClipModel, Origin};
-use crate::text::TextTokenizer;
 use crate::towers::{ImagePooling, TextPooling};
 use crate::weights::{
     self, Checkpoint, CheckpointSource, Folder, HubOptions, Init, Layout, ParamSource, Parameters, Params,
@@ -27,6 +23,7 @@ use crate::weights::{
 use crate::{Error, Result};
 
 mod inspect;
+mod tokenizer;
 
 /// Everything loading can be told. Each setter states its default.
 ///
@@ -255,7 +252,7 @@ impl Loader {
             sentences.apply(&mut plan);
         }
         let config_file = config.path().to_path_buf();
-        Ok((plan, Files { folder, config: config.to_value(), config_file, checkpoint }))
+        Ok((plan, Files { folder, layout, config: config.to_value(), config_file, checkpoint }))
     }
 
     /// The configuration of the folder and the layout that it belongs to. A folder that holds both layouts is read in Hugging
@@ -290,7 +287,7 @@ impl Loader {
             }
             _ => None,
         };
-        let tokenizer = TextTokenizer::from_folder(files.folder.path(), plan.tokens)?;
+        let tokenizer = self.tokenizer(files, plan.tokens)?;
         let processor = self.processor(files, plan.processor.clone())?;
         let model = ClipModel::from_parameters(config, tokenizer, processor, parameters, &self.device)?;
         let model = match self.naflex(files, &plan.processor)? {
@@ -305,7 +302,7 @@ impl Loader {
         self.apply_pooling(Some(&mut config.pooling), None);
         let (parameters, _) =
             self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop))?;
-        let tokenizer = TextTokenizer::from_folder(files.folder.path(), plan.tokens)?;
+        let tokenizer = self.tokenizer(files, plan.tokens)?;
         TextEncoder::from_parameters(config, tokenizer, parameters, &self.device)
     }
 
@@ -364,7 +361,7 @@ impl Loader {
         let mut config = match plan {
             ProcessorPlan::Folder(class) => ImageProcessorConfig::from_folder(files.folder.path(), class)?,
             ProcessorPlan::Given(config) => *config,
-            ProcessorPlan::Naflex => self.naflex_squares(files)?,
+            ProcessorPlan::Naflex => NaflexConfig::from_folder(files.folder.path())?.squares(),
         };
         if let Some(size) = self.image_size {
             config = config.with_image_size(size)?;
@@ -382,27 +379,11 @@ impl Loader {
         let processor = NaflexProcessor::new(NaflexConfig::from_folder(files.folder.path())?)?;
         Ok(Some(processor.with_decode_options(self.decode)))
     }
-
-    /// The largest squares that have no more patches than a NaFlex processor makes, prepared as it prepares images.
-    fn naflex_squares(&self, files: &Files) -> Result<ImageProcessorConfig> {
-        let naflex = NaflexConfig::from_folder(files.folder.path())?;
-        let side = naflex.max_num_patches.isqrt().saturating_mul(naflex.patch_size);
-        Ok(ImageProcessorConfig {
-            resize: Some(Resize {
-                to: ResizeTo::Exact(ImageSize::square(side)),
-                filter: naflex.filter.unwrap_or(Filter::Bilinear),
-            }),
-            crop: None,
-            rescale_factor: naflex.rescale_factor,
-            normalize: naflex.normalize,
-            transparency: naflex.transparency,
-            ..ImageProcessorConfig::clip()
-        })
-    }
 }
 
 struct Files {
     folder: Folder,
+    layout: Layout,
     config: Value,
     config_file: std::path::PathBuf,
     checkpoint: Option<Arc<Checkpoint>>,

@@ -21,36 +21,39 @@ pub enum QkvBias {
     None,
 }
 
-/// What some towers do differently, in attention, MLP and norms.
+/// What some towers do differently: first in attention, then in the block's norms, then in the MLP. open_clip's are the options
+/// of its `CustomResidualAttentionBlock`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BlockExtra {
-    /// A LayerNorm over each head's queries and keys, `self_attn.q_norm` and `k_norm` (arXiv 2106.04560).
+    /// A LayerNorm over each head's queries and keys, `self_attn.q_norm` and `k_norm` (arXiv 2106.04560): open_clip's `qk_norm`.
     QueryKeyNorm,
-    /// A learned factor a head on what attention gives, `self_attn.head_scale` (NormFormer, arXiv 2110.09456).
+    /// A learned factor a head on what attention gives, `self_attn.head_scale` (NormFormer, arXiv 2110.09456): open_clip's
+    /// `scale_heads`.
     HeadScale,
-    /// A LayerNorm before attention's output projection, `self_attn.norm` (arXiv 2210.06423).
+    /// A LayerNorm before attention's output projection, `self_attn.norm` (arXiv 2210.06423): EVA-02, and open_clip's
+    /// `scale_attn_inner`.
     AttentionNorm,
-    /// A LayerNorm after attention's output projection, `attention_norm`.
+    /// A LayerNorm after attention's output projection, `attention_norm`: open_clip's `scale_attn`.
     AttentionOutputNorm,
-    /// A LayerNorm before the MLP's second layer, `mlp.norm`.
-    MlpNorm,
-    /// The block's two norms have a scale and no shift (ModernBERT).
-    NormWithoutBias,
-    /// The block's two norms are RMSNorms (T5).
-    RmsNorm,
-    /// The first block has no norm before attention, for the embeddings are normed (ModernBERT).
-    NoFirstNorm,
-    /// Attention's output projection has no bias.
+    /// Attention's output projection has no bias: T5, ModernBERT.
     OutputWithoutBias,
-    /// The MLP's layers have no bias.
-    MlpWithoutBias,
-    /// A head has so many columns, whatever the width of the stream (T5).
+    /// A head has so many columns, whatever the width of the stream: T5.
     HeadSize(usize),
-    /// Scores are not divided by √D (T5, which has that in its weights).
+    /// Scores are not divided by √D: T5, which has that in its weights.
     UnscaledScores,
-    /// A LayerNorm of the MLP's own before its first layer, `mlp.input_norm` (ViTamin, behind the block's norm).
+    /// The block's two norms have a scale and no shift: ModernBERT.
+    NormWithoutBias,
+    /// The block's two norms are RMSNorms: T5.
+    RmsNorm,
+    /// The first block has no norm before attention, for the embeddings are normed: ModernBERT.
+    NoFirstNorm,
+    /// A LayerNorm of the MLP's own before its first layer, `mlp.input_norm`: ViTamin, behind the block's norm.
     MlpInputNorm,
+    /// A LayerNorm before the MLP's second layer, `mlp.norm`: EVA-02, and open_clip's `scale_fc`.
+    MlpNorm,
+    /// The MLP's layers have no bias: T5, ModernBERT.
+    MlpWithoutBias,
 }
 
 /// The form of an attention.

@@ -7,14 +7,22 @@ use crate::ops::Activation;
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
 
-/// A small MLP from the way between two patches to one bias a head: `fc2(relu(fc1(±ln(1 + |Δ|))))` with Δ in rows and columns
+/// What is added to the scores of each pair of tokens, one bias a head.
+///
+/// Either a small MLP from the way between two patches to the biases: `fc2(relu(fc1(±ln(1 + |Δ|))))` with Δ in rows and columns
 /// (Liu et al. 2021, arXiv 2111.09883, section 3.3; reference: `RelPosMlp` of timm in its mode `cr`). Tokens before the patches
-/// have no bias.
+/// have no bias. Or a table with a row for each way, and three more where the class token is the query, the key, or both (BEiT:
+/// Bao et al. 2021, arXiv 2106.08254; reference: `BeitRelativePositionBias` of transformers).
 #[derive(Debug, Clone)]
 pub struct RelativePositions {
-    fc1: Linear,
-    fc2: Linear,
+    biases: Biases,
     num_heads: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Biases {
+    Mlp(Linear, Linear),
+    Table(Tensor),
 }
 
 impl RelativePositions {
@@ -23,11 +31,18 @@ impl RelativePositions {
     /// # Errors
     /// When the source cannot make a tensor.
     pub fn new(params: &Params, hidden_size: usize, num_heads: usize, init: Init) -> Result<Self> {
-        Ok(Self {
-            fc1: Linear::new(&params.pp("fc1"), 2, hidden_size, init)?,
-            fc2: Linear::new(&params.pp("fc2"), hidden_size, num_heads, init)?,
-            num_heads,
-        })
+        let fc1 = Linear::new(&params.pp("fc1"), 2, hidden_size, init)?;
+        let fc2 = Linear::new(&params.pp("fc2"), hidden_size, num_heads, init)?;
+        Ok(Self { biases: Biases::Mlp(fc1, fc2), num_heads })
+    }
+
+    /// Reads `table` (ways + 3, heads) for a class token before a grid of patches.
+    ///
+    /// # Errors
+    /// When the source cannot make a tensor.
+    pub fn table(params: &Params, grid: (usize, usize), num_heads: usize, init: Init) -> Result<Self> {
+        let table = params.get("table", &[way_count(grid) + 3, num_heads], init)?;
+        Ok(Self { biases: Biases::Table(table), num_heads })
     }
 
     /// The biases of all pairs of tokens, `prefix` tokens standing before a grid of patches; of the type of `like`, and where
@@ -39,8 +54,12 @@ impl RelativePositions {
     /// # Errors
     /// When the device has no room.
     pub fn biases(&self, grid: (usize, usize), prefix: usize, like: &Tensor) -> Result<Tensor> {
+        let (fc1, fc2) = match &self.biases {
+            Biases::Mlp(fc1, fc2) => (fc1, fc2),
+            Biases::Table(table) => return table_biases(table, grid, prefix),
+        };
         let ways = Tensor::from_vec(log_ways(grid), (way_count(grid), 2), like.device())?.to_dtype(like.dtype())?;
-        let table = self.fc2.forward(&self.fc1.forward_activated(&ways, Activation::Relu)?)?;
+        let table = fc2.forward(&fc1.forward_activated(&ways, Activation::Relu)?)?;
         let patches = pair_biases(&table, grid)?;
         Ok(patches.pad_with_zeros(1, prefix, 0)?.pad_with_zeros(2, prefix, 0)?.contiguous()?)
     }
@@ -50,6 +69,28 @@ impl RelativePositions {
     pub fn num_heads(&self) -> usize {
         self.num_heads
     }
+}
+
+/// The biases of a table whose last three rows are the class token's: as query, as key, with itself.
+fn table_biases(table: &Tensor, grid: (usize, usize), prefix: usize) -> Result<Tensor> {
+    let (rows, heads) = table.dims2()?;
+    let (ways, count) = (way_count(grid), grid.0 * grid.1);
+    if rows != ways + 3 || prefix != 1 {
+        let message = format!(
+            "a table of {rows} rows, expected {} for a grid of {}×{} behind a class token; tables are not resized",
+            ways + 3,
+            grid.0,
+            grid.1
+        );
+        return Err(Error::argument("relative positions", message));
+    }
+    let of_class = |row: usize, shape: (usize, usize, usize)| -> Result<Tensor> {
+        Ok(table.narrow(0, row, 1)?.reshape((heads, 1, 1))?.broadcast_as(shape)?.contiguous()?)
+    };
+    let patches = pair_biases(&table.narrow(0, 0, ways)?, grid)?;
+    let first = Tensor::cat(&[of_class(ways + 2, (heads, 1, 1))?, of_class(ways, (heads, 1, count))?], 2)?;
+    let others = Tensor::cat(&[of_class(ways + 1, (heads, count, 1))?, patches], 2)?;
+    Ok(Tensor::cat(&[first, others], 1)?)
 }
 
 /// How many ways there are between two places of a grid.

@@ -39,7 +39,10 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, window: Window) -> Result<Tensor> {
         );
         return Err(Error::argument("weight", message));
     }
-    if !is_native(&[x, weight]) || x.elem_count() == 0 || outputs == 0 {
+    if x.elem_count() == 0 || outputs == 0 {
+        return grid.zeros(x, outputs);
+    }
+    if !is_native(&[x, weight]) {
         return plain(x, weight, window, 1);
     }
     Ok(x.contiguous()?.apply_op2(&weight.contiguous()?, Conv2d { grid, outputs })?)

@@ -39,7 +39,10 @@ pub fn depthwise_conv2d(x: &Tensor, weight: &Tensor, window: Window) -> Result<T
             return Err(Error::argument("weight", message));
         }
     };
-    if !is_native(&[x, weight]) || x.elem_count() == 0 || filters == 0 {
+    if x.elem_count() == 0 || filters == 0 {
+        return grid.zeros(x, filters);
+    }
+    if !is_native(&[x, weight]) {
         return plain(x, weight, window, channels);
     }
     let x = if filters == channels { x.contiguous()? } else { repeat_channels(x, filters / channels)? };

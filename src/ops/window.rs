@@ -78,6 +78,11 @@ impl Grid {
         Ok(Self { batch, height, width, channels, out_height, out_width, window })
     }
 
+    /// What a convolution of no maps, or of maps without channels, comes to: zeros with `outputs` channels.
+    pub(super) fn zeros(&self, x: &Tensor, outputs: usize) -> Result<Tensor> {
+        Ok(Tensor::zeros((self.batch, self.out_height, self.out_width, outputs), x.dtype(), x.device())?)
+    }
+
     /// Values of one input map.
     pub(super) fn input_size(&self) -> usize {
         self.height * self.width * self.channels

@@ -69,7 +69,7 @@ impl TextTokenizer {
     pub fn from_folder(folder: impl AsRef<Path>, rules: TokenRules) -> Result<Self> {
         let folder = folder.as_ref();
         let files = Files::read(folder)?;
-        if !Files::are_in(folder) {
+        if !Self::is_in(folder) {
             return Err(missing(folder, &rules));
         }
         Self::build(files, rules)

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::pooling::{check_pooling, pool_text, pooled_positions};
-use super::{Collect, RelativePositions, TextPooling, TextTower, TowerOutput, check_sizes};
+use super::{BuildTextTower, Collect, RelativePositions, TextPooling, TextTower, TowerOutput, check_sizes};
 use crate::nn::{BlockConfig, Encoder, LayerNorm, Linear, MlpKind, NormPosition, QkvBias};
 use crate::ops::{self, Activation, AttentionMask};
 use crate::text::TokenBatch;
@@ -58,6 +58,28 @@ pub enum Positions {
     FromZero,
     /// padding_idx + 1, … over the tokens that are no padding; padding has padding_idx itself (RoBERTa, XLM-RoBERTa).
     AfterPadding(u32),
+}
+
+impl Default for BertConfig {
+    /// BERT-base: what a family's configuration departs from.
+    fn default() -> Self {
+        Self {
+            vocab_size: 30522,
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            intermediate_size: 3072,
+            hidden_act: Activation::Gelu,
+            layer_norm_eps: 1e-12,
+            max_position_embeddings: 512,
+            type_vocab_size: 2,
+            positions: Positions::FromZero,
+            relative_positions: None,
+            head: BertHead::None,
+            pooler: false,
+            initializer_range: 0.02,
+        }
+    }
 }
 
 /// What comes after the last block.
@@ -233,6 +255,24 @@ pub(super) fn positions_after_padding(tokens: &TokenBatch, padding: u32) -> Vec<
         }
     }
     positions
+}
+
+impl BuildTextTower for BertConfig {
+    fn build(&self, params: &Params, pooling: TextPooling) -> Result<Box<dyn TextTower>> {
+        Ok(Box::new(Bert::new(params, self, pooling)?))
+    }
+
+    fn pooled_size(&self) -> usize {
+        self.output_size()
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn context_length(&self) -> usize {
+        BertConfig::context_length(self)
+    }
 }
 
 impl TextTower for Bert {

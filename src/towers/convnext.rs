@@ -7,8 +7,9 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
-use crate::nn::{Channels, Conv2d, LayerNorm, Linear, channels_last, map_mean, map_tokens};
+use super::maps::{FeatureMaps, MapTower, Note};
+use super::{BuildImageTower, ImagePooling, ImageTower, check_depth, check_sizes};
+use crate::nn::{Channels, Conv2d, LayerNorm, Linear, channels_last, map_mean};
 use crate::ops::{self, Activation, Window};
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
@@ -62,7 +63,7 @@ impl ConvNextConfig {
             return Err(Error::argument("stages", format!("{} are more than 8", self.stages.len())));
         }
         self.stages.iter().try_for_each(|stage| {
-            super::check_depth(stage.depth)?;
+            check_depth(stage.depth)?;
             check_sizes(stage.width, 1, self.layer_norm_eps, &[("intermediate_size", stage.intermediate_size)])
         })
     }
@@ -154,33 +155,36 @@ impl ConvNext {
             config: config.clone(),
         })
     }
+}
 
-    /// The last map; the stem's and every stage's go into `states`, if there is one.
-    fn features(&self, pixel_values: &Tensor, mut states: Option<&mut Vec<Tensor>>) -> Result<Tensor> {
+impl BuildImageTower for ConvNextConfig {
+    fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
+        Ok(Box::new(MapTower(ConvNext::new(params, self, pooling)?)))
+    }
+
+    fn pooled_size(&self, _: ImagePooling) -> usize {
+        self.hidden_size()
+    }
+
+    fn image_size(&self) -> usize {
+        self.image_size
+    }
+}
+
+impl FeatureMaps for ConvNext {
+    fn features(&self, pixel_values: &Tensor, note: Note<'_>) -> Result<Tensor> {
         let smallest = self.config.patch_size << (self.stages.len() - 1);
         let x = channels_last(pixel_values, self.stem.dtype(), self.config.num_channels, smallest)?;
         let mut x = self.stem_norm.forward(&self.stem.forward(&x)?)?;
-        super::keep_map(&mut states, &x)?;
+        note(&x)?;
         for stage in &self.stages {
             x = stage.forward(&x)?;
-            super::keep_map(&mut states, &x)?;
+            note(&x)?;
         }
         Ok(x)
     }
 
     fn pool(&self, map: &Tensor) -> Result<Tensor> {
         self.head_norm.forward(&map_mean(map)?)
-    }
-}
-
-impl ImageTower for ConvNext {
-    fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        self.pool(&self.features(pixel_values, None)?)
-    }
-
-    fn forward(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput> {
-        let mut hidden_states = Vec::new();
-        let map = self.features(pixel_values, (collect == Collect::HiddenStates).then_some(&mut hidden_states))?;
-        Ok(TowerOutput { last_hidden_state: map_tokens(&map)?, pooled: self.pool(&map)?, hidden_states })
     }
 }

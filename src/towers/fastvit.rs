@@ -8,8 +8,9 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use self::layers::{Block, Branched, BranchedConfig, DownsampleLayer, PositionLayer};
-use super::{Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
-use crate::nn::{BatchNorm2d, Channels, channels_last, map_mean, map_tokens};
+use super::maps::{FeatureMaps, MapTower, Note};
+use super::{BuildImageTower, ImagePooling, ImageTower, check_depth, check_sizes};
+use crate::nn::{BatchNorm2d, Channels, channels_last};
 use crate::ops::Window;
 use crate::weights::Params;
 use crate::{Error, Result};
@@ -118,7 +119,7 @@ impl FastVitConfig {
             return Err(Error::argument("stages", format!("{} are more than 8", self.stages.len())));
         }
         for stage in &self.stages {
-            super::check_depth(stage.depth)?;
+            check_depth(stage.depth)?;
             let heads = match stage.mixer {
                 TokenMixer::RepMixer => 1,
                 TokenMixer::Attention => stage.width.checked_div(self.head_size).unwrap_or(0),
@@ -209,30 +210,33 @@ impl FastVit {
             config: config.clone(),
         })
     }
+}
 
-    /// The last map; the stem's and every stage's go into `states`, if there is one.
-    fn features(&self, pixel_values: &Tensor, mut states: Option<&mut Vec<Tensor>>) -> Result<Tensor> {
+impl BuildImageTower for FastVitConfig {
+    fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
+        Ok(Box::new(MapTower(FastVit::new(params, self, pooling)?)))
+    }
+
+    fn pooled_size(&self, _: ImagePooling) -> usize {
+        self.output_size
+    }
+
+    fn image_size(&self) -> usize {
+        self.image_size
+    }
+}
+
+impl FeatureMaps for FastVit {
+    fn features(&self, pixel_values: &Tensor, note: Note<'_>) -> Result<Tensor> {
         let mut x = channels_last(pixel_values, self.output.dtype(), self.config.num_channels, 1)?;
         for layer in &self.stem {
             x = layer.forward(&x)?;
         }
-        super::keep_map(&mut states, &x)?;
+        note(&x)?;
         for stage in &self.stages {
             x = stage.forward(&x)?;
-            super::keep_map(&mut states, &x)?;
+            note(&x)?;
         }
         self.output.forward(&x)
-    }
-}
-
-impl ImageTower for FastVit {
-    fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        map_mean(&self.features(pixel_values, None)?)
-    }
-
-    fn forward(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput> {
-        let mut hidden_states = Vec::new();
-        let map = self.features(pixel_values, (collect == Collect::HiddenStates).then_some(&mut hidden_states))?;
-        Ok(TowerOutput { last_hidden_state: map_tokens(&map)?, pooled: map_mean(&map)?, hidden_states })
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bert::positions_after_padding;
 use super::pooling::{check_pooling, pool_text, pooled_positions};
-use super::{Collect, TextPooling, TextTower, TowerOutput, check_sizes};
+use super::{BuildTextTower, Collect, TextPooling, TextTower, TowerOutput, check_sizes};
 use crate::nn::{BlockConfig, Encoder, LayerNorm, MlpKind, NormPosition, QkvBias};
 use crate::ops::{self, Activation, AttentionMask};
 use crate::text::TokenBatch;
@@ -128,6 +128,24 @@ fn sinusoids(position: u32, size: usize) -> impl Iterator<Item = f32> {
             _ => 0.0,
         }
     })
+}
+
+impl BuildTextTower for M2m100Config {
+    fn build(&self, params: &Params, pooling: TextPooling) -> Result<Box<dyn TextTower>> {
+        Ok(Box::new(M2m100::new(params, self, pooling)?))
+    }
+
+    fn pooled_size(&self) -> usize {
+        self.hidden_size
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn context_length(&self) -> usize {
+        self.max_position_embeddings
+    }
 }
 
 impl TextTower for M2m100 {

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::pooling::{check_pooling, pool_text};
-use super::{Collect, TextPooling, TextTower, TowerOutput, check_sizes};
+use super::{BuildTextTower, Collect, TextPooling, TextTower, TowerOutput, check_sizes};
 use crate::nn::{Attend, BlockConfig, BlockExtra, Encoder, MlpKind, Norm, NormPosition, QkvBias, Rope};
 use crate::ops::{self, Activation, AttentionMask, RotaryPairs};
 use crate::text::TokenBatch;
@@ -144,6 +144,24 @@ fn blocks(config: &ModernBertConfig) -> BlockConfig {
         extras,
         layer_scale: None,
         initializer_range: config.initializer_range as f32,
+    }
+}
+
+impl BuildTextTower for ModernBertConfig {
+    fn build(&self, params: &Params, pooling: TextPooling) -> Result<Box<dyn TextTower>> {
+        Ok(Box::new(ModernBert::new(params, self, pooling)?))
+    }
+
+    fn pooled_size(&self) -> usize {
+        self.hidden_size
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn context_length(&self) -> usize {
+        self.max_position_embeddings
     }
 }
 

@@ -1,11 +1,79 @@
-//! How the tokens of a text become one row, for every tower that leaves the choice open: mean, maximum, first or last token,
-//! padding left out.
+//! How tokens become one row: the choices of images and texts, and those of a text that every tower has: mean, maximum, first
+//! or last token, padding left out.
 
 use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
 
-use super::TextPooling;
 use crate::text::TokenBatch;
 use crate::{Error, Result, ops};
+
+/// How an image tower's tokens become one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ImagePooling {
+    /// The normed class token.
+    Cls,
+    /// The mean of the normed patch tokens (class and distillation tokens left out).
+    Mean,
+    /// `tanh(dense(CLS))`, where the checkpoint has a pooler.
+    Pooler,
+    /// Attention pooling with one learned query, where the checkpoint has it (SigLIP).
+    Map,
+    /// Attention pooling with learned queries, where the checkpoint has it (open_clip's CoCa).
+    Queries,
+    /// The classifier's logits, as in the origin, where an ImageNet ViT gives 1000 numbers.
+    Logits,
+}
+
+/// How a text tower's tokens become one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TextPooling {
+    /// The mean over the tokens that are no padding.
+    Mean,
+    /// The first token.
+    Cls,
+    /// `tanh(dense(CLS))`, where the checkpoint has a pooler.
+    Pooler,
+    /// CLIP's: the end-of-text token.
+    Eos,
+    /// The largest value of each column over the tokens that are no padding.
+    Max,
+    /// The last token that is no padding.
+    LastToken,
+    /// The last position of the row, padding or not (SigLIP).
+    Last,
+}
+
+macro_rules! pooling_names {
+    ($type:ident, $($name:literal => $variant:ident),+) => {
+        impl std::str::FromStr for $type {
+            type Err = Error;
+
+            fn from_str(name: &str) -> Result<Self> {
+                match name {
+                    $($name => Ok(Self::$variant),)+
+                    _ => Err(Error::unsupported("pooling", "value", name, [$($name),+].join(", "))),
+                }
+            }
+        }
+
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self { $(Self::$variant => $name),+ })
+            }
+        }
+    };
+}
+pooling_names!(
+    ImagePooling, "cls" => Cls, "mean" => Mean, "pooler" => Pooler, "map" => Map, "queries" => Queries, "logits" => Logits
+);
+pooling_names!(
+    TextPooling, "mean" => Mean, "cls" => Cls, "pooler" => Pooler, "eos" => Eos, "last" => Last, "max" => Max,
+    "lasttoken" => LastToken
+);
 
 /// Pools tokens. [`TextPooling::Pooler`] takes the first token here; its dense layer is the tower's.
 ///

@@ -7,7 +7,8 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
+use super::maps::{FeatureMaps, MapTower, Note};
+use super::{BuildImageTower, ImagePooling, ImageTower, check_depth, check_sizes};
 use crate::nn::{
     BatchNorm2d, Channels, Conv2d, Linear, PositionResize, channels_last, interpolate_positions, map_mean, map_tokens,
 };
@@ -53,7 +54,7 @@ impl ResNetConfig {
             ("image_size", self.image_size / Self::REDUCTION),
         ];
         check_sizes(self.hidden_size(), self.num_attention_heads, BatchNorm2d::EPS, &sizes)?;
-        self.depths.iter().try_for_each(|&depth| super::check_depth(depth))
+        self.depths.iter().try_for_each(|&depth| check_depth(depth))
     }
 }
 
@@ -203,33 +204,39 @@ impl ResNet {
             config: config.clone(),
         })
     }
+}
 
-    /// The last map; the stem's and every stage's go into `states`, if there is one.
-    fn features(&self, pixel_values: &Tensor, mut states: Option<&mut Vec<Tensor>>) -> Result<Tensor> {
+impl BuildImageTower for ResNetConfig {
+    fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
+        Ok(Box::new(MapTower(ResNet::new(params, self, pooling)?)))
+    }
+
+    fn pooled_size(&self, _: ImagePooling) -> usize {
+        self.output_size
+    }
+
+    fn image_size(&self) -> usize {
+        self.image_size
+    }
+}
+
+impl FeatureMaps for ResNet {
+    fn features(&self, pixel_values: &Tensor, note: Note<'_>) -> Result<Tensor> {
         let dtype = self.stem[0].conv.dtype();
         let mut x = channels_last(pixel_values, dtype, self.config.num_channels, ResNetConfig::REDUCTION)?;
         for layer in &self.stem {
             x = layer.forward_relu(&x)?;
         }
         x = ops::average_pool2d(&x, 2)?;
-        super::keep_map(&mut states, &x)?;
+        note(&x)?;
         for stage in &self.stages {
             x = stage.iter().try_fold(x, |x, block| block.forward(&x))?;
-            super::keep_map(&mut states, &x)?;
+            note(&x)?;
         }
         Ok(x)
     }
-}
 
-impl ImageTower for ResNet {
-    fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        self.pool.forward(&self.features(pixel_values, None)?)
-    }
-
-    fn forward(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput> {
-        let mut hidden_states = Vec::new();
-        let map = self.features(pixel_values, (collect == Collect::HiddenStates).then_some(&mut hidden_states))?;
-        let pooled = self.pool.forward(&map)?;
-        Ok(TowerOutput { last_hidden_state: map_tokens(&map)?, pooled, hidden_states })
+    fn pool(&self, map: &Tensor) -> Result<Tensor> {
+        self.pool.forward(map)
     }
 }

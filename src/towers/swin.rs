@@ -9,10 +9,11 @@ mod windows;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Collect, ImagePooling, ImageTower, TowerOutput, check_sizes};
+use super::maps::{FeatureMaps, MapTower, Note};
+use super::{BuildImageTower, ImagePooling, ImageTower, check_depth, check_sizes};
 use crate::nn::{
     Attend, Attention, AttentionConfig, BlockConfig, LayerNorm, Linear, Mlp, MlpKind, NormPosition, PatchEmbed,
-    QkvBias, map_mean, map_tokens, pair_biases, way_count,
+    QkvBias, pair_biases, way_count,
 };
 use crate::ops::{Activation, AttentionMask};
 use crate::weights::{Init, Params};
@@ -29,7 +30,7 @@ pub struct SwinConfig {
     pub hidden_size: usize,
     /// Side p of a patch in pixels.
     pub patch_size: usize,
-    /// Side of the images that the tower is made for, in pixels.
+    /// Side of the images that the tower is made for, in pixels; it takes no others.
     pub image_size: usize,
     /// Colour channels C.
     pub num_channels: usize,
@@ -82,7 +83,7 @@ impl SwinConfig {
             return Err(Error::argument("image_size", message));
         }
         for (index, stage) in self.stages.iter().enumerate() {
-            super::check_depth(stage.depth)?;
+            check_depth(stage.depth)?;
             if !(1..=1 << 8).contains(&stage.window_size) {
                 let message = format!("{} is not between 1 and 256", stage.window_size);
                 return Err(Error::argument("window_size", message));
@@ -96,6 +97,8 @@ impl SwinConfig {
 
 /// The built tower.
 pub(super) struct Swin {
+    /// Side in patches of the map that the windows are made for.
+    side: usize,
     patch_embed: PatchEmbed,
     patch_norm: LayerNorm,
     stages: Vec<Stage>,
@@ -232,35 +235,44 @@ impl Swin {
         let (patch, channels, size) = (config.patch_size, config.num_channels, config.hidden_size);
         let stages = (0..config.stages.len()).map(|index| Stage::new(&params.pp("stages").pp(index), config, index));
         Ok(Self {
+            side: config.side(0),
             patch_embed: PatchEmbed::new(&embeddings.pp("patch_embedding"), channels, patch, size, true, init)?,
             patch_norm: LayerNorm::new(&embeddings.pp("norm"), size, eps)?,
             stages: stages.collect::<Result<_>>()?,
             output_norm: LayerNorm::new(&params.pp("post_layernorm"), config.pooled_size(), eps)?,
         })
     }
+}
 
-    /// The last map, normed; the patches and every stage's map go into `states`, if there is one.
-    fn features(&self, pixel_values: &Tensor, mut states: Option<&mut Vec<Tensor>>) -> Result<Tensor> {
-        let (patches, (rows, columns)) = self.patch_embed.forward(pixel_values)?;
-        let (batch, _, size) = patches.dims3()?;
-        let mut x = self.patch_norm.forward(&patches)?.reshape((batch, rows, columns, size))?;
-        super::keep_map(&mut states, &x)?;
-        for stage in &self.stages {
-            x = stage.forward(&x)?;
-            super::keep_map(&mut states, &x)?;
-        }
-        self.output_norm.forward(&x)
+impl BuildImageTower for SwinConfig {
+    fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
+        Ok(Box::new(MapTower(Swin::new(params, self, pooling)?)))
+    }
+
+    fn pooled_size(&self, _: ImagePooling) -> usize {
+        SwinConfig::pooled_size(self)
+    }
+
+    fn image_size(&self) -> usize {
+        self.image_size
     }
 }
 
-impl ImageTower for Swin {
-    fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        map_mean(&self.features(pixel_values, None)?)
-    }
-
-    fn forward(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput> {
-        let mut hidden_states = Vec::new();
-        let map = self.features(pixel_values, (collect == Collect::HiddenStates).then_some(&mut hidden_states))?;
-        Ok(TowerOutput { last_hidden_state: map_tokens(&map)?, pooled: map_mean(&map)?, hidden_states })
+impl FeatureMaps for Swin {
+    fn features(&self, pixel_values: &Tensor, note: Note<'_>) -> Result<Tensor> {
+        let (patches, (rows, columns)) = self.patch_embed.forward(pixel_values)?;
+        let (batch, _, size) = patches.dims3()?;
+        // For another map timm would scale the windows, and with them the biases.
+        if (rows, columns) != (self.side, self.side) {
+            let message = format!("has {rows}×{columns} patches, this Swin is made for {}×{}", self.side, self.side);
+            return Err(Error::argument("pixel_values", message));
+        }
+        let mut x = self.patch_norm.forward(&patches)?.reshape((batch, rows, columns, size))?;
+        note(&x)?;
+        for stage in &self.stages {
+            x = stage.forward(&x)?;
+            note(&x)?;
+        }
+        self.output_norm.forward(&x)
     }
 }

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::pooling::{check_pooling, pool_text};
-use super::{Collect, RelativePositions, TextPooling, TextTower, TowerOutput, check_sizes};
+use super::{BuildTextTower, Collect, RelativePositions, TextPooling, TextTower, TowerOutput, check_sizes};
 use crate::nn::{BlockConfig, BlockExtra, Encoder, MlpKind, Norm, NormPosition, QkvBias};
 use crate::ops::{self, Activation, AttentionMask};
 use crate::text::TokenBatch;
@@ -99,6 +99,24 @@ impl T5 {
             pooling,
             config: config.clone(),
         })
+    }
+}
+
+impl BuildTextTower for T5Config {
+    fn build(&self, params: &Params, pooling: TextPooling) -> Result<Box<dyn TextTower>> {
+        Ok(Box::new(T5::new(params, self, pooling)?))
+    }
+
+    fn pooled_size(&self) -> usize {
+        self.hidden_size
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn context_length(&self) -> usize {
+        self.context_length
     }
 }
 

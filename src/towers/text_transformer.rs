@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Collect, TextPooling, TextTower, TowerOutput, check_sizes};
+use super::{BuildTextTower, Collect, TextPooling, TextTower, TowerOutput, check_sizes};
 use crate::nn::{BlockConfig, BlockExtra, Encoder, LayerNorm, Linear, MlpKind, NormPosition, QkvBias};
 use crate::ops::{self, Activation, AttentionMask};
 use crate::text::TokenBatch;
@@ -254,6 +254,28 @@ impl TextTransformer {
             }
             _ => Ok(None),
         }
+    }
+}
+
+impl BuildTextTower for TextTransformerConfig {
+    fn build(&self, params: &Params, pooling: TextPooling) -> Result<Box<dyn TextTower>> {
+        Ok(Box::new(TextTransformer::new(params, self, pooling)?))
+    }
+
+    fn pooled_size(&self) -> usize {
+        self.head_size.unwrap_or(self.hidden_size)
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    fn reads_padding(&self, pooling: TextPooling) -> bool {
+        self.attention == TextAttention::Full || self.has_class_token() || pooling == TextPooling::Last
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::folder::Folder;
-use super::hub_cache::CachedRepo;
+use super::hub_cache::{CachedRepo, Snapshot};
 use super::layout::Layout;
 use crate::{Error, ErrorKind, Result};
 
@@ -168,13 +168,7 @@ pub fn resolve(id_or_dir: impl AsRef<Path>, options: &HubOptions) -> Result<Fold
         let message = "is neither an existing folder nor the id of a repository on the hub ('organisation/name')";
         return Err(Error::file(path, message));
     }
-    if !is_revision(&options.revision) {
-        return Err(Error::argument("revision", format!("'{}' is no branch, tag or commit", options.revision)));
-    }
-    let Some(cache_dir) = &options.cache_dir else {
-        return Err(hub_error(id, "there is no folder for the cache; set HF_HOME, or cache_dir in the options"));
-    };
-    let repo = CachedRepo::new(cache_dir, id);
+    let (repo, cache_dir) = cached_repo(id, options)?;
     let cached = repo.snapshot(&options.revision);
     let state = cached.as_ref().map(|snapshot| snapshot.check(options.layout));
     match (&cached, state) {
@@ -202,8 +196,48 @@ pub fn resolve(id_or_dir: impl AsRef<Path>, options: &HubOptions) -> Result<Fold
     }
 }
 
+/// The folder of the first of the repositories `ids` whose tokenizer is in the cache, else of the first one, whose tokenizer's
+/// files alone are fetched. Names of folders are no ids here.
+///
+/// # Errors
+/// If none is an id, none is in the cache, and the first cannot be fetched or has no tokenizer.
+pub(crate) fn resolve_tokenizer(ids: &[&str], options: &HubOptions) -> Result<Folder> {
+    for id in ids {
+        if !is_id(id) {
+            return Err(Error::file(id, "is not the id of a repository on the hub ('organisation/name')"));
+        }
+        let snapshot = cached_repo(id, options)?.0.snapshot(&options.revision);
+        if let Some(snapshot) = snapshot.filter(Snapshot::has_tokenizer) {
+            return Folder::open(snapshot.path());
+        }
+    }
+    let Some(id) = ids.first() else { return Err(Error::argument("ids", "the list is empty")) };
+    let (repo, cache_dir) = cached_repo(id, options)?;
+    if options.offline {
+        let message = format!(
+            "its tokenizer is not in the cache {}, and the hub is not asked because HF_HUB_OFFLINE (or the option offline) is set",
+            cache_dir.display()
+        );
+        return Err(hub_error(id, message));
+    }
+    fetch_tokenizer(id, options, &repo, &options.revision)
+}
+
+/// The place of a repository in the cache, and the cache.
+fn cached_repo<'a>(id: &str, options: &'a HubOptions) -> Result<(CachedRepo, &'a Path)> {
+    if !is_revision(&options.revision) {
+        return Err(Error::argument("revision", format!("'{}' is no branch, tag or commit", options.revision)));
+    }
+    let no_cache = || hub_error(id, "there is no folder for the cache; set HF_HOME, or cache_dir in the options");
+    let cache_dir = options.cache_dir.as_deref().ok_or_else(no_cache)?;
+    Ok((CachedRepo::new(cache_dir, id), cache_dir))
+}
+
 #[cfg(feature = "hub")]
-use super::hub_fetch::fetch;
+use super::hub_fetch::{fetch, fetch_tokenizer};
+
+#[cfg(not(feature = "hub"))]
+use fetch as fetch_tokenizer;
 
 #[cfg(not(feature = "hub"))]
 fn fetch(id: &str, options: &HubOptions, _repo: &CachedRepo, _revision: &str) -> Result<Folder> {

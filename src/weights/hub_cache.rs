@@ -84,6 +84,11 @@ impl Snapshot {
         Ok(folder)
     }
 
+    /// Whether a vocabulary is there, whole.
+    pub(super) fn has_tokenizer(&self) -> bool {
+        VOCABULARIES.iter().any(|file| self.has(file) && (*file != "vocab.json" || self.has("merges.txt")))
+    }
+
     /// Whether it is known of a tokenizer, of an image processor and of a sentence encoder's pooling that they are there, or
     /// missing in the repository: what a model needs that has them.
     pub(super) fn knows_optional_files(&self) -> bool {

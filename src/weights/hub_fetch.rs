@@ -55,12 +55,33 @@ pub(super) fn fetch(id: &str, options: &HubOptions, repo: &CachedRepo, revision:
         }
     }
     shards.iter().try_for_each(|shard| get(shard))?;
-    if revision != commit {
-        let reference = repo.reference(revision);
-        make_parent(&reference)?;
-        write_atomic(&reference, |out| out.write_all(commit.as_bytes()))?;
-    }
+    note_revision(repo, revision, &commit)?;
     Ok(folder)
+}
+
+/// Fetches the files of the tokenizer alone; the snapshot's folder.
+pub(super) fn fetch_tokenizer(id: &str, options: &HubOptions, repo: &CachedRepo, revision: &str) -> Result<Folder> {
+    let client = Client::new(id, options);
+    let (commit, files) = listing(&client, revision)?;
+    let snapshot = repo.commit(&commit);
+    for file in layout::tokenizer_files().filter(|file| files.contains(*file)) {
+        fetch_file(&client, repo, &snapshot, file)?;
+    }
+    if !snapshot.has_tokenizer() {
+        return Err(hub_error(id, "the repository has no tokenizer.json, and no other file of a vocabulary"));
+    }
+    note_revision(repo, revision, &commit)?;
+    Folder::open(snapshot.path())
+}
+
+/// Notes in the cache which commit the branch or tag is.
+fn note_revision(repo: &CachedRepo, revision: &str, commit: &str) -> Result<()> {
+    if revision == commit {
+        return Ok(());
+    }
+    let reference = repo.reference(revision);
+    make_parent(&reference)?;
+    write_atomic(&reference, |out| out.write_all(commit.as_bytes()))
 }
 
 /// The commit that the revision means, and its files.

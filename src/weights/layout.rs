@@ -213,6 +213,12 @@ pub(super) fn pickle_only(name: &str) -> String {
     )
 }
 
+/// The files of a tokenizer: those before the image processor's. Each of them may be missing.
+#[cfg(feature = "hub")]
+pub(super) fn tokenizer_files() -> impl Iterator<Item = &'static str> {
+    OPTIONAL_FILES.into_iter().take_while(|file| *file != "preprocessor_config.json")
+}
+
 /// Whether `name` is a base name in any file system.
 fn is_plain(name: &str) -> bool {
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | ' ' | '+' | '=' | ',' | '@' | '(' | ')');

@@ -31,13 +31,14 @@ mod zip;
 
 pub use checkpoint::{Checkpoint, TensorDescription};
 pub use folder::Folder;
+pub(crate) use hub::resolve_tokenizer;
 pub use hub::{Download, HubOptions, Progress, resolve};
 pub use layout::Layout;
 pub use names::Renames;
+pub(crate) use names::View;
 pub use params::{Adapter, Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
 pub use pattern::Pattern;
+pub(crate) use save::sync_folder;
 pub use save::{check_save_target, save_folder, save_safetensors, write_atomic};
 pub use source::CheckpointSource;
-pub(crate) use names::View;
-pub(crate) use save::sync_folder;
 pub(crate) use source::{Stored, as_stored};

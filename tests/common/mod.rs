@@ -90,10 +90,14 @@ impl Golden {
         model.output(images, model.project_text(&texts).expect(&self.name)).expect(&self.name)
     }
 
-    /// Asserts that `actual` is the golden tensor `name` within 2e-5 of its largest value.
+    /// Asserts that `actual` is the golden tensor `name` within 2e-5 of its largest value; with GOLDEN_ERRORS in the environment
+    /// every difference is printed.
     pub fn check(&self, name: &str, actual: &Tensor) {
         let expected = self.tensors.get(name).unwrap_or_else(|| panic!("{}: no golden {name}", self.name));
         let error = relative_error(actual, expected);
+        if std::env::var_os("GOLDEN_ERRORS").is_some() {
+            eprintln!("{error:.2e} {} {name}", self.name);
+        }
         assert!(error < 2e-5, "{}: {name} differs by {error:.2e} of its largest value", self.name);
     }
 }

@@ -13,10 +13,7 @@ Written with transformers 5.23.0, torch 2.11.0 (CPU), tokenizers 0.23.3, Pillow 
 """
 
 import json
-import shutil
 import sys
-import zlib
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,20 +22,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 
-GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+from golden_folder import GOLDEN, begin, check_double, registry, save
+
 CONTEXT = 16  # tokens; the third sample text is longer, so that truncation shows
 SAMPLE_TEXTS = ["a photo of a cat", "Two DOGS, on the  grass!", "the quick brown fox jumps over the lazy dog", "café 7"]
 WORDS = ["photo", "of", "cat", "dog", "the", "two", "on"]
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-MAKERS = {}
-
-
-def golden(make):
-    """Registers a function that writes the folder of its own name."""
-    MAKERS[make.__name__] = make
-    return make
+MAKERS, golden = registry()
 
 
 # ---------------------------------------------------------------------------------------------------- configurations
@@ -257,10 +249,7 @@ def write(model, *, name, tokenizer=None, processor=None, combined=None, rename=
     to the tensors as this folder shall hold them. `half`: save f16; the numbers come from the rounded weights, in f32.
     `load`: arguments to read it back. `save`: arguments to write it.
     """
-    torch.manual_seed(zlib.crc32(name.encode()))
-    folder = GOLDEN / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = begin(name)
     randomise(model)
     if half:
         model.half()
@@ -296,8 +285,7 @@ def write(model, *, name, tokenizer=None, processor=None, combined=None, rename=
         assert reference.backend == "pil", type(reference)
         expected["sample_pixel_values"] = reference(Image.open(folder / "sample.png"), return_tensors="pt").pixel_values
         facts["image_processor"] = type(reference).__name__
-    tensors = {key: value.clone().contiguous() for key, value in {**text, **image, **expected}.items()}
-    save_file(tensors, folder / "golden.safetensors")
+    save({**text, **image, **expected}, folder / "golden.safetensors")
     (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -319,13 +307,6 @@ def sample_ids(tokenizer):
 def check_equal(name, expected, found):
     for key, value in expected.items():
         assert torch.isfinite(value).all() and torch.equal(value, found[key]), f"{name}: {key} differs when loaded again"
-
-
-def check_double(name, expected, found):
-    """The numbers are well conditioned: f64 agrees far below the tolerance of the tests."""
-    for key, value in expected.items():
-        error = (value - found[key]).abs().max() / found[key].abs().max()
-        assert error < 3e-6, f"{name}: {key} is off by {error:.1e} in f32"
 
 
 # --------------------------------------------------------------------------------------------------------- text towers

@@ -10,9 +10,7 @@ Three more things may be in `golden.safetensors`:
 """
 
 import json
-import shutil
 import sys
-import zlib
 
 import torch
 import transformers as tf
@@ -20,14 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import make_golden as base
-from make_golden import CONTEXT, GOLDEN, LETTERS, SAMPLE_TEXTS, WORDS, text_size, vision_size
+from golden_folder import GOLDEN, begin, check_double, registry, save
+from make_golden import CONTEXT, LETTERS, SAMPLE_TEXTS, WORDS, text_size, vision_size
 
-MAKERS = {}
-
-
-def golden(make):
-    MAKERS[make.__name__] = make
-    return make
+MAKERS, golden = registry()
 
 
 # -------------------------------------------------------------------------------------------- tokenizers, processors
@@ -169,10 +163,7 @@ def write(name, model, outputs, *, text=None, image=None, tokenizer=None, proces
           change=None, flags={}, load={}, **save):
     """As `make_golden.write`: `text` and `image` are functions that draw inputs, `outputs` asks the reference, `change` sets
     weights, `config` changes the `config.json` as written, `flags` are further arguments of the vision tower."""
-    torch.manual_seed(zlib.crc32(name.encode()))
-    folder = GOLDEN / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = begin(name)
     base.randomise(model)
     if change:
         change(model)
@@ -191,7 +182,7 @@ def write(name, model, outputs, *, text=None, image=None, tokenizer=None, proces
     again = base.prepared(type(model).from_pretrained(folder, dtype=torch.float32, **load))
     base.check_equal(name, expected, outputs(again, text, {**image, **flags} if image else {}))
     double = {key: value.double() if value.is_floating_point() else value for key, value in image.items()}
-    base.check_double(name, expected, outputs(again.double(), text, {**double, **flags} if image else {}))
+    check_double(name, expected, outputs(again.double(), text, {**double, **flags} if image else {}))
 
     facts = {"model": type(model).__name__}
     if tokenizer:
@@ -206,8 +197,7 @@ def write(name, model, outputs, *, text=None, image=None, tokenizer=None, proces
         if "spatial_shapes" in found:
             expected |= {"sample_mask": found.pixel_attention_mask, "sample_shapes": found.spatial_shapes}
         facts["image_processor"] = type(reference).__name__
-    tensors = {key: value.clone().contiguous() for key, value in {**text, **image, **expected}.items()}
-    save_file(tensors, folder / "golden.safetensors")
+    save({**text, **image, **expected}, folder / "golden.safetensors")
     (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -402,6 +392,38 @@ def dinov2_swiglu_v5():
     """The names of transformers 5: gate, up and down in place of two fused weights."""
     write("dinov2_swiglu_v5", tf.Dinov2Model(base.dinov2_config(use_swiglu_ffn=True)), one("image"),
           processor=base.dinov2_processor(), image=lambda: pixels(8, 8), save_original_format=False)
+
+
+def beit_processor():
+    return tf.BeitImageProcessorPil(size={"height": 8, "width": 8}, crop_size={"height": 8, "width": 8}, do_center_crop=False)
+
+
+def write_beit(name, model, outputs, **options):
+    write(name, model, outputs, processor=beit_processor(), image=lambda: pixels(8, 8), **options)
+
+
+@golden
+def beit():
+    """As published: a bias on the scores for each block, LayerScale, the normed mean of the patches."""
+    write_beit("beit", tf.BeitModel(tf.BeitConfig(**vision_size(use_relative_position_bias=True))), one("image"))
+
+
+@golden
+def beit_absolute():
+    """A position table, no LayerScale, the class token, whose norm is the tower's."""
+    config = tf.BeitConfig(**vision_size(use_absolute_position_embeddings=True, use_mean_pooling=False,
+                                         layer_scale_init_value=0.0))
+    write_beit("beit_absolute", tf.BeitModel(config), one("image"))
+
+
+@golden
+def beit_cls():
+    model = tf.BeitForImageClassification(tf.BeitConfig(**vision_size(use_relative_position_bias=True, num_labels=7)))
+
+    def outputs(model, text, image):
+        return tower("image", model.beit, image) | {"image.pooled": model(**image).logits}
+
+    write_beit("beit_cls", model, torch.no_grad()(outputs))
 
 
 # ------------------------------------------------------------------------------------------ VisionTextDualEncoderModel

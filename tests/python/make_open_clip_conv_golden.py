@@ -11,31 +11,16 @@ tensor: `open_clip_config.json`, `open_clip_model.safetensors`, the tokenizer's 
 Written with open_clip 3.3.0, timm 1.0.31, torch 2.11.0 (CPU).
 """
 
-import contextlib
-import copy
 import json
-import shutil
 import sys
-import zlib
-from pathlib import Path
 
-import open_clip
 import timm
 import torch
-from open_clip.model import CLIP, CustomTextCLIP
-from safetensors.torch import save_file
 
-from make_golden import CLIP_MEAN, CLIP_STD, GOLDEN, clip_tokenizer, text_inputs
+from golden_folder import begin, check_double, check_size, registry, save
+from open_clip_timm import build, inputs, published, randomise, save_config
 
-CONFIGS = Path(open_clip.__file__).parent / "model_configs"
-CONTEXT, EMBED = 16, 12
-MAKERS = {}
-
-
-def golden(make):
-    """Registers a function that gives the arguments of `write` for the folder of its own name."""
-    MAKERS[make.__name__] = make
-    return make
+MAKERS, golden = registry()  # functions that give the arguments of `write`
 
 
 # -------------------------------------------------------------------------------------------------------------- towers
@@ -89,57 +74,16 @@ def oc_fastvit_second_fused():
     return dict(model="MobileCLIP2-S4", pixels=(36, 68), half=True, trunk=SECOND, fused=True)
 
 
-@contextlib.contextmanager
-def small_towers(trunk):
-    """`timm.create_model` as open_clip calls it makes the small tower."""
-    original = timm.create_model
-
-    def small(name, pretrained=False, **kwargs):
-        kwargs = {key: value for key, value in kwargs.items() if not key.startswith("drop")}
-        return original(name, pretrained=False, **{**trunk, **kwargs})
-
-    timm.create_model = small
-    try:
-        yield
-    finally:
-        timm.create_model = original
-
-
-# -------------------------------------------------------------------------------------------------- weights and inputs
-def randomise(model, small):
-    """Gives every tensor random values: activations stay lively, and a swapped or missing term shows."""
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        noise, last = torch.randn(value.shape), name.rsplit(".")[-1]
-        if name not in model.state_dict() or last == "num_batches_tracked":
-            continue
-        if last == "logit_scale":
-            new = 1.5 + 0.2 * noise
-        elif last == "running_var":
-            new = 1.0 + 0.8 * torch.rand(value.shape)
-        elif "stem.0.weight" in name and small:  # activations near the norm's ε
-            new = noise * small / value[0].numel() ** 0.5
-        elif "stem.0.bias" in name and small:
-            new = noise * small
-        elif last == "gamma" or value.ndim == 1 and last == "weight":  # layer scale, norm weights
-            new = 1.0 + 0.3 * noise
-        elif ".se.fc1.bias" in name:  # most of these units live
-            new = 0.5 + 0.3 * noise
-        elif value.ndim == 1:
-            new = 0.3 * noise
-        elif "embed" in last or "token_embedding" in name:
-            new = 0.5 * noise
-        elif last == "text_projection":
-            new = noise * 1.2 / value.shape[0] ** 0.5
-        else:
-            new = noise * 1.2 / value[0].numel() ** 0.5
-        value.data.copy_(new)
-
-
-def inputs(pixels):
-    tokenizer = clip_tokenizer()
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    text = text_inputs([CONTEXT, 6], bos, eos, 0, range(3, bos))
-    return text, torch.randn(2, 3, *pixels)
+def special(small):
+    """For `open_clip_timm.randomise`. `small`: how large the activations of the first convolution are."""
+    def change(name, noise):
+        if "stem.0.weight" in name and small:  # activations near the norm's ε
+            return noise * small / noise[0].numel() ** 0.5
+        if "stem.0.bias" in name and small:
+            return noise * small
+        if ".se.fc1.bias" in name:  # most of these units live
+            return 0.5 + 0.3 * noise
+    return change
 
 
 # ------------------------------------------------------------------------------------------------------- the reference
@@ -211,17 +155,11 @@ def gradient_sums(visual, pixels):
 
 def write(name, model, pixels, vision=None, trunk=None, fused=False, half=False, small=None):
     """Writes the folder `name`: the shipped configuration `model` with a tower of `trunk`'s sizes."""
-    torch.manual_seed(zlib.crc32(name.encode()))
-    config = json.loads((CONFIGS / f"{model}.json").read_text())
-    vision = {**config["vision_cfg"], "image_size": max(pixels), **(vision or {})}
-    text = {"context_length": CONTEXT, "vocab_size": len(clip_tokenizer()), "width": 16, "heads": 2, "layers": 1,
-            **({"no_causal_mask": True} if config["text_cfg"].get("no_causal_mask") else {})}
-    config |= {"vision_cfg": vision, "text_cfg": text, "embed_dim": EMBED}
-    arguments = copy.deepcopy(config)
-    custom = arguments.pop("custom_text", False)
-    with small_towers(trunk or {}):
-        built = (CustomTextCLIP if custom else CLIP)(**arguments)
-    randomise(built, small)
+    folder = begin(name)
+    vision = {"image_size": max(pixels), **(vision or {})}
+    config = published(model, vision, keep=["no_causal_mask"])
+    built = build(config, lambda create, name, **kwargs: create(name, **{**(trunk or {}), **kwargs}))
+    randomise(built, special(small))
     built.eval()
     if fused:
         built.visual.trunk = timm.utils.reparameterize_model(built.visual.trunk)
@@ -229,35 +167,23 @@ def write(name, model, pixels, vision=None, trunk=None, fused=False, half=False,
             parameter.requires_grad_(True)
     if half:
         built.half().float()
-    folder = GOLDEN / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    state = {key: value.clone().contiguous() for key, value in built.state_dict().items()}
+    state = built.state_dict()
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    save_file(state, folder / "open_clip_model.safetensors", {"format": "pt"})
-    preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
-    document = {"model_cfg": config, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(document, indent=2) + "\n")
-    clip_tokenizer().save_pretrained(folder)
+    save(state, folder / "open_clip_model.safetensors", {"format": "pt"})
+    save_config(folder, config)
 
-    words, images = inputs(pixels)
+    words, images = inputs(*pixels)
     expected = outputs(built, words, images)
     built.double()
-    found = outputs(built, words, images.double())
-    for key, value in expected.items():
-        error = (value - found[key]).abs().max() / found[key].abs().max()
-        assert torch.isfinite(value).all() and error < 5e-6, f"{name}: {key} is off by {error:.1e} in f32"
+    check_double(name, expected, outputs(built, words, images.double()), largest=5e-6)
     names, expected["image.gradient_sums"] = gradient_sums(built.visual, images.double())
     expected["image.gradient_sums"] = expected["image.gradient_sums"].float()
-    tensors = {key: value.clone().contiguous() for key, value in {**words, "pixel_values": images, **expected}.items()}
-    save_file(tensors, folder / "golden.safetensors")
+    save({**words, "pixel_values": images, **expected}, folder / "golden.safetensors")
     kind = type(built.visual.trunk if hasattr(built.visual, "trunk") else built.visual).__name__
     facts = {"model": type(built).__name__, "tower": kind, "gradients": names}
     (folder / "golden.json").write_text(json.dumps(facts, indent=0) + "\n")
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    print(name, kind, size, "bytes", flush=True)
-    assert size < 300_000, f"{name}: {size} bytes"
+    print(name, kind, check_size(folder), "bytes", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,22 +11,16 @@ Written with transformers 5.23.0, open_clip 3.3.0, sentence-transformers 6.2.0, 
 import json
 import shutil
 import sys
-import zlib
 
 import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
 
 import make_golden as base
-from make_golden import CONTEXT, GOLDEN, bert_tokenizer, text_size, xlmr_tokenizer
+from golden_folder import GOLDEN, begin, check_double, registry, save
+from make_golden import CONTEXT, bert_tokenizer, text_size, xlmr_tokenizer
 
-MAKERS = {}
-
-
-def golden(make):
-    """Registers a function that writes the folder of its own name."""
-    MAKERS[make.__name__] = make
-    return make
+MAKERS, golden = registry()
 
 
 def mean(output, inputs):
@@ -60,10 +54,7 @@ def write(model, name, tokenizer, pool=mean, lengths=(9, 5, 7), tower=lambda mod
     `tower`: from the model to its text encoder. `rename`: from the tensors as saved to the tensors as the folder shall hold
     them; `config` does so for the configuration. `more`: further golden tensors from (tower, inputs).
     """
-    torch.manual_seed(zlib.crc32(name.encode()))
-    folder = GOLDEN / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = begin(name)
     base.randomise(model)
     model.save_pretrained(folder)
     if rename:
@@ -79,9 +70,8 @@ def write(model, name, tokenizer, pool=mean, lengths=(9, 5, 7), tower=lambda mod
     base.check_equal(name, expected, outputs(tower(again), inputs, pool))
     if more:
         expected |= more(tower(again), inputs)
-    base.check_double(name, {k: v for k, v in expected.items() if k.startswith("text.")}, outputs(tower(again.double()), inputs, pool))
-    tensors = {key: value.clone().contiguous() for key, value in {**inputs, **expected}.items()}
-    save_file(tensors, folder / "golden.safetensors")
+    check_double(name, {k: v for k, v in expected.items() if k.startswith("text.")}, outputs(tower(again.double()), inputs, pool))
+    save({**inputs, **expected}, folder / "golden.safetensors")
     facts = {"model": type(model).__name__} | base.sample_ids(tf.AutoTokenizer.from_pretrained(folder))
     (folder / "golden.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
 
@@ -225,12 +215,9 @@ def open_clip_folder(name, hf_name, config, tokenizer, **text_cfg):
     from open_clip.model import CustomTextCLIP
 
     name = "open_clip_hf_" + name
-    torch.manual_seed(zlib.crc32(name.encode()))
+    folder = begin(name)
     cfg = {"embed_dim": 12, "vision_cfg": {"layers": 1, "width": 16, "head_width": 8, "patch_size": 4, "image_size": 8},
            "text_cfg": {"hf_model_name": hf_name, "hf_tokenizer_name": hf_name, "context_length": CONTEXT, **text_cfg}}
-    folder = GOLDEN / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     # open_clip asks the hub for the configuration; only its sizes are other ones here.
     tf.AutoConfig.from_pretrained, asked = (lambda wanted: config), tf.AutoConfig.from_pretrained
     try:
@@ -239,7 +226,7 @@ def open_clip_folder(name, hf_name, config, tokenizer, **text_cfg):
         tf.AutoConfig.from_pretrained = asked
     base.randomise(model)
     model = model.eval()
-    save_file({key: value.clone().contiguous() for key, value in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    save(model.state_dict(), folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": {}}, indent=1) + "\n")
     tokenizer.save_pretrained(folder)
 
@@ -252,7 +239,7 @@ def open_clip_folder(name, hf_name, config, tokenizer, **text_cfg):
     def run(model, pixels):
         text, visual = model.text, model.visual
         tokens = text.transformer(**inputs, output_hidden_states=True)
-        patches = states(visual.transformer, lambda: visual(pixels))
+        patches = states(visual.transformer.resblocks, lambda: visual(pixels))
         image = {f"image.hidden_states.{i}": state for i, state in enumerate(patches)}
         image |= {"image.last_hidden_state": patches[-1], "image.pooled": without(visual, "proj", lambda: visual(pixels))}
         features = model.encode_text(inputs["input_ids"]), model.encode_image(pixels)
@@ -263,7 +250,7 @@ def open_clip_folder(name, hf_name, config, tokenizer, **text_cfg):
 
     expected = run(model, pixels)
     tensors = {key: value.clone().contiguous() for key, value in {**inputs, "pixel_values": pixels, **expected}.items()}
-    base.check_double(name, {k: v.clone() for k, v in expected.items()}, run(model.double(), pixels.double()))
+    check_double(name, {k: v.clone() for k, v in expected.items()}, run(model.double(), pixels.double()))
     save_file(tensors, folder / "golden.safetensors")
     (folder / "golden.json").write_text(json.dumps({"model": hf_name}) + "\n")
 
@@ -308,9 +295,7 @@ def sentence_folder(name, model, tokenizer, mode, max_seq_length, lower=False, n
     import sentence_transformers as st
     from sentence_transformers.models import Normalize, Pooling, Transformer
 
-    torch.manual_seed(zlib.crc32(name.encode()))
-    folder = GOLDEN / name
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = begin(name)
     plain = GOLDEN / (name + "_plain")
     base.randomise(model)
     model.save_pretrained(plain)

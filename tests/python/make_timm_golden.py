@@ -12,32 +12,16 @@ have: here it is taken off and handed to `timm.create_model`.
 Written with open_clip 3.3.0, timm 1.0.31, torch 2.11.0 (CPU).
 """
 
-import contextlib
-import copy
 import json
-import shutil
 import sys
-import zlib
-from pathlib import Path
 
-import open_clip
-import timm
 import torch
-from open_clip.model import CLIP, CustomTextCLIP
-from safetensors.torch import save_file
 from timm.models import vision_transformer_hybrid, vitamin
 
-from make_golden import CLIP_MEAN, CLIP_STD, GOLDEN, clip_tokenizer, text_inputs
+from golden_folder import begin, check_double, check_size, registry, save
+from open_clip_timm import build, inputs, published, randomise, save_config
 
-CONFIGS = Path(open_clip.__file__).parent / "model_configs"
-CONTEXT, EMBED = 16, 12
-MAKERS = {}
-
-
-def golden(make):
-    """Registers a function that gives the arguments of `write` for the folder of its own name."""
-    MAKERS[make.__name__] = make
-    return make
+MAKERS, golden = registry()  # functions that give the arguments of `write`
 
 
 # ------------------------------------------------------------------------------------------------------------- towers
@@ -100,6 +84,11 @@ def oc_timm_eva02():
 
 
 @golden
+def oc_timm_eva02_resized():  # learned positions are resampled, rotary ones scaled to the reference grid
+    return dict(model="EVA02-B-16", image_size=24, pixels=32, trunk=dict(embed_dim=24, depth=1, patch_size=8, num_heads=3))
+
+
+@golden
 def oc_timm_eva02_enormous():
     return dict(model="EVA02-E-14", image_size=24, trunk=dict(embed_dim=16, depth=2, patch_size=8, num_heads=2))
 
@@ -117,6 +106,12 @@ def oc_timm_vitamin_xlarge():  # without positions
 @golden
 def oc_timm_swin():  # windows of 7: 14 × 14, shifted, then the 7 × 7 that fit one window, then 4 × 4 and 2 × 2
     return dict(model="swin_base_patch4_window7_224", image_size=28,
+                trunk=dict(embed_dim=4, depths=(2, 2, 1, 1), patch_size=2, num_heads=(1, 2, 2, 4)))
+
+
+@golden
+def oc_timm_swin_padded():  # windows that do not fill their maps: 15 × 15 and 8 × 8 places
+    return dict(model="swin_base_patch4_window7_224", image_size=30,
                 trunk=dict(embed_dim=4, depths=(2, 2, 1, 1), patch_size=2, num_heads=(1, 2, 2, 4)))
 
 
@@ -142,50 +137,6 @@ def vitamin_tower(name, embed_dim, depths, kwargs):
     stages = vitamin.VitCfg(embed_dim=embed_dim, depths=depths, stem_width=embed_dim[0],
                             conv_cfg=vitamin.VitConvCfg(norm_layer="layernorm2d", norm_eps=1e-6), head_type="1d")
     return vitamin._create_vitamin(name, embed_cfg=stages, mlp_layer=vitamin.GeGluMlp, **kwargs)
-
-
-@contextlib.contextmanager
-def small_towers(create):
-    """`timm.create_model` as open_clip calls it makes the small tower."""
-    original = timm.create_model
-    timm.create_model = create
-    try:
-        yield
-    finally:
-        timm.create_model = original
-
-
-# ------------------------------------------------------------------------------------------------- weights and inputs
-def randomise(model):
-    """Gives every tensor random values: activations stay lively, and a swapped or missing term shows."""
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        noise, last = torch.randn(value.shape), name.rsplit(".")[-1]
-        if name not in model.state_dict() or last == "num_batches_tracked":
-            continue
-        if last == "logit_scale":
-            new = 1.5 + 0.2 * noise
-        elif last == "logit_bias":
-            new = -2.0 + 0.2 * noise
-        elif last == "running_var":
-            new = 1.0 + 0.8 * torch.rand(value.shape)
-        elif last.startswith("gamma") or value.ndim == 1 and last == "weight":  # layer scale, norm weights
-            new = 1.0 + 0.3 * noise
-        elif value.ndim == 1:
-            new = 0.3 * noise
-        elif any(part in last for part in ("embed", "token", "latent", "table")) or "token_embedding" in name:
-            new = 0.5 * noise
-        elif last == "text_projection":
-            new = noise * 1.2 / value.shape[0] ** 0.5
-        else:
-            new = noise * 1.2 / value[0].numel() ** 0.5
-        value.data.copy_(new)
-
-
-def inputs(pixels):
-    tokenizer = clip_tokenizer()
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    text = text_inputs([CONTEXT, 6], bos, eos, 0, range(3, bos))
-    return text, torch.randn(2, 3, pixels, pixels)
 
 
 # ------------------------------------------------------------------------------------------------------ the reference
@@ -241,57 +192,37 @@ def outputs(model, text, pixels):
 def write(name, model, image_size, trunk=None, create=None, pixels=None, seed=0):
     """Writes the folder `name`: the shipped configuration `model` with a tower of `trunk`'s sizes. `seed`: another draw,
     where the first is ill conditioned."""
-    torch.manual_seed(zlib.crc32(name.encode()) + seed)
-    config = json.loads((CONFIGS / f"{model}.json").read_text())
+    folder = begin(name, seed)
     pixels = pixels or image_size
-    vision = {**config["vision_cfg"], "image_size": pixels}
-    text = {"context_length": CONTEXT, "vocab_size": len(clip_tokenizer()), "width": 16, "heads": 2, "layers": 1}
-    config |= {"vision_cfg": vision, "text_cfg": text,
-               "embed_dim": EMBED if vision["timm_proj"] != "none" else trunk["embed_dim"]}
+    config = published(model, {"image_size": pixels})
+    vision = config["vision_cfg"]
+    if vision["timm_proj"] == "none":
+        config["embed_dim"] = trunk["embed_dim"]
     print(name, vision["timm_model_name"], flush=True)
 
-    def small(model_name, pretrained=False, **kwargs):
-        kwargs = {key: value for key, value in kwargs.items() if not key.startswith("drop")}
+    def small(original, model_name, **kwargs):
         if create:
             return create(model_name, image_size, **kwargs)
         return original(model_name, img_size=image_size, **{**trunk, **kwargs})
 
-    original = timm.create_model
-    arguments = copy.deepcopy(config)
-    custom = arguments.pop("custom_text", False)
-    arguments.pop("tokenizer_kwargs", None)
-    with small_towers(small):
-        built = (CustomTextCLIP if custom else CLIP)(**arguments)
+    built = build(config, small)
     randomise(built)
     built.eval()
-    folder = GOLDEN / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    save_file({key: value.clone().contiguous() for key, value in built.state_dict().items()},
-              folder / "open_clip_model.safetensors", {"format": "pt"})
+    save(built.state_dict(), folder / "open_clip_model.safetensors", {"format": "pt"})
     if pixels != image_size:
         built.visual.set_input_size(pixels)
     heads = {key: trunk[key] for key in ("num_heads", "depths") if key in (trunk or {})}
     if heads:
         vision["timm_model_kwargs"] = heads
-    preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
-    document = {"model_cfg": config, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(document, indent=2) + "\n")
-    clip_tokenizer().save_pretrained(folder)
+    save_config(folder, config)
 
-    words, images = inputs(pixels)
+    words, images = inputs(pixels, pixels)
     expected = outputs(built, words, images)
-    found = outputs(built.double(), words, images.double())
-    for key, value in expected.items():
-        error = (value - found[key]).abs().max() / found[key].abs().max()
-        assert torch.isfinite(value).all() and error < 3e-6, f"{name}: {key} is off by {error:.1e} in f32"
-    tensors = {key: value.clone().contiguous() for key, value in {**words, "pixel_values": images, **expected}.items()}
-    save_file(tensors, folder / "golden.safetensors")
+    check_double(name, expected, outputs(built.double(), words, images.double()))
+    save({**words, "pixel_values": images, **expected}, folder / "golden.safetensors")
     facts = {"model": type(built).__name__, "trunk": type(built.visual.trunk).__name__}
     (folder / "golden.json").write_text(json.dumps(facts, indent=1) + "\n")
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    assert size < 300_000, f"{name}: {size} bytes"
-    print("  ", size, "bytes")
+    print("  ", check_size(folder), "bytes")
 
 
 if __name__ == "__main__":

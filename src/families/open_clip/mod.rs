@@ -18,6 +18,7 @@ mod vit;
 pub(in crate::families) use part::{ImagePart, PartSource, TextPart, unsupported};
 pub(in crate::families) use save::{as_loaded, is_its, to_open_clip};
 pub(in crate::families) use timm::{TimmSource, TimmTower};
+pub(crate) use tokens::tokenizer_repositories;
 
 use super::{ClipPlan, Families, Family, FamilySource, Plan, ProcessorPlan, Role};
 use crate::image::{ImageProcessorConfig, ImageSize};

@@ -6,6 +6,9 @@ use crate::families::Config;
 use crate::text::{Cleaning, PadId, Padding, Separator, SpecialTokens, TokenRules};
 use crate::towers::{PooledToken, TextPooling, TextTowerConfig};
 
+/// Repositories with CLIP's vocabulary.
+const CLIPS: [&str; 2] = ["openai/clip-vit-base-patch32", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"];
+
 /// Rows of up to `context_length` ids. Without `hf_tokenizer_name` the tokenizer is CLIP's.
 ///
 /// open_clip fills every row up to the context length; where the tower gives the same numbers for shorter rows, they are as
@@ -39,6 +42,17 @@ pub(super) fn token_rules(config: &Config, text: &TextPart) -> Result<TokenRules
         rules.padding = Padding::Longest;
     }
     Ok(rules)
+}
+
+/// The repositories whose tokenizer is the model's, where the folder itself has none: `hf_tokenizer_name`, else those that hold
+/// CLIP's.
+pub(crate) fn tokenizer_repositories(config: &serde_json::Value) -> Vec<&str> {
+    let model = config.get("model_cfg").unwrap_or(config);
+    let named = model.get("text_cfg").and_then(|text| text.get("hf_tokenizer_name")?.as_str());
+    match named.filter(|name| !name.is_empty()) {
+        Some(name) => vec![name],
+        None => CLIPS.to_vec(),
+    }
 }
 
 /// Whether features depend on how far rows are filled up.

@@ -90,8 +90,7 @@ pub(super) fn renames(rules: &[(&str, &str)]) -> Result<Renames> {
         .split("head.attention.kv", &["head.attention.k_proj", "head.attention.v_proj"])
 }
 
-/// The tower of these sizes, as `VisionTransformer` is where nothing else is said; `table` rows are in its position table, of
-/// which the first `prefix` are no patches.
+/// The tower of these sizes, as `VisionTransformer` is where nothing else is said.
 pub(super) fn base(timm: &TimmSource<'_>, sizes: Sizes, prefix: PrefixTokens) -> VitConfig {
     let channels = timm.source.shape("patch_embed.proj.weight").and_then(|shape| shape.get(1)).copied();
     VitConfig {
@@ -106,6 +105,7 @@ pub(super) fn base(timm: &TimmSource<'_>, sizes: Sizes, prefix: PrefixTokens) ->
         num_channels: channels.unwrap_or(3),
         stem: PatchStem::Patches,
         prefix_tokens: prefix,
+        positions: if prefix == PrefixTokens::None { PositionTable::Patches } else { PositionTable::All },
         position_resize: PositionResize::BicubicAntialias,
         initializer_range: 0.02,
         ..VitConfig::default()

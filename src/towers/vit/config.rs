@@ -162,6 +162,9 @@ pub enum PositionTable {
     None,
     /// None, but every block adds to its scores what an MLP, as wide inside as said, makes of the way between two patches.
     Relative(usize),
+    /// None, but every block adds to its scores biases from a table over the ways between two patches, and to and from the class
+    /// token (BEiT).
+    RelativeTable,
 }
 
 /// Attention pooling with one learned query (SigLIP).
@@ -239,6 +242,8 @@ pub struct Pooler {
 pub enum ClassifierInput {
     /// The normed class token (ViT, DeiT).
     Cls,
+    /// The mean patch, normed (BEiT).
+    Mean,
     /// Class token and mean patch, side by side (DINOv2).
     ClsAndMean,
     /// One classifier on the class token, one on the distillation token, averaged (DeiT with teacher).
@@ -270,7 +275,13 @@ impl VitConfig {
     /// How many of the prefix tokens have a row in the position table.
     pub(super) fn positioned_prefix(&self) -> usize {
         match (self.positions, self.prefix_tokens) {
-            (PositionTable::Patches | PositionTable::None | PositionTable::Relative(_), _) => 0,
+            (
+                PositionTable::Patches
+                | PositionTable::None
+                | PositionTable::Relative(_)
+                | PositionTable::RelativeTable,
+                _,
+            ) => 0,
             (PositionTable::WithoutRegisters, PrefixTokens::ClassAndRegisters(_)) => 1,
             (PositionTable::All | PositionTable::WithoutRegisters, prefix) => prefix.count(),
         }

@@ -59,7 +59,7 @@ impl Head {
                 })?;
                 let layer = |name: &str, width| Linear::new(&params.pp(name), width, config.num_labels, init);
                 let layers = match input {
-                    ClassifierInput::Cls => vec![layer("classifier", size)?],
+                    ClassifierInput::Cls | ClassifierInput::Mean => vec![layer("classifier", size)?],
                     ClassifierInput::ClsAndMean => vec![layer("classifier", 2 * size)?],
                     ClassifierInput::ClsAndDistillation => {
                         vec![layer("classifier", size)?, layer("distillation_classifier", size)?]

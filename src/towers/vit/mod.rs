@@ -14,11 +14,12 @@ pub use config::{
     ClassifierInput, MapHeadConfig, OutputNorm, Pooler, PositionTable, PrefixTokens, QueryPoolConfig, QueryPoolRow,
     VitConfig,
 };
+pub use naflex::NaflexVitConfig;
 pub use stem::PatchStem;
 
 use candle_core::Tensor;
 
-use super::{Collect, ImagePooling, ImageTower, TowerOutput};
+use super::{BuildImageTower, Collect, ImagePooling, ImageTower, TowerOutput};
 use crate::Result;
 use crate::nn::{Attend, Encoder, LayerNorm, RelativePositions, Rope, interpolate_positions};
 use crate::ops::{self, AttentionMask};
@@ -26,10 +27,8 @@ use crate::weights::{Init, Params};
 use head::Head;
 use stem::Stem;
 
-pub(super) use naflex::Naflex;
-
 /// The built tower.
-pub(super) struct Vit {
+struct Vit {
     config: VitConfig,
     stem: Stem,
     prefix: Vec<Tensor>,
@@ -77,7 +76,10 @@ impl Vit {
             PrefixTokens::None | PrefixTokens::Class => {}
         }
         let rows = config.positioned_prefix() + grid * grid;
-        let has_table = !matches!(config.positions, PositionTable::None | PositionTable::Relative(_));
+        let has_table = !matches!(
+            config.positions,
+            PositionTable::None | PositionTable::Relative(_) | PositionTable::RelativeTable
+        );
         let positions = has_table.then(|| embeddings.get("position_embedding.weight", &[rows, size], init));
         let encoder = params.pp("encoder");
         Ok(Self {
@@ -101,12 +103,17 @@ impl Vit {
     }
 
     fn relative_positions(layers: &Params, config: &VitConfig, init: Init) -> Result<Vec<RelativePositions>> {
-        let PositionTable::Relative(hidden_size) = config.positions else { return Ok(Vec::new()) };
+        let grid = config.image_size / config.patch_size;
+        let heads = config.num_attention_heads;
         let new = |i: usize| {
             let params = layers.pp(i).pp("self_attn.relative_positions");
-            RelativePositions::new(&params, hidden_size, config.num_attention_heads, init)
+            match config.positions {
+                PositionTable::Relative(size) => RelativePositions::new(&params, size, heads, init).map(Some),
+                PositionTable::RelativeTable => RelativePositions::table(&params, (grid, grid), heads, init).map(Some),
+                _ => Ok(None),
+            }
         };
-        (0..config.num_hidden_layers).map(new).collect()
+        Ok((0..config.num_hidden_layers).map(new).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     /// Patches, prefix tokens and positions (B,L,E), with what depends on the grid.
@@ -190,6 +197,7 @@ impl Vit {
                 let classifier = |i: usize, x: &Tensor| layers[i].forward(x);
                 match input {
                     ClassifierInput::Cls => classifier(0, &self.token(tokens, 0)?),
+                    ClassifierInput::Mean => classifier(0, &self.mean_patch(tokens)?),
                     ClassifierInput::ClsAndMean => {
                         classifier(0, &Tensor::cat(&[self.token(tokens, 0)?, self.mean_patch(tokens)?], 1)?)
                     }
@@ -200,6 +208,20 @@ impl Vit {
                 }
             }
         }
+    }
+}
+
+impl BuildImageTower for VitConfig {
+    fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
+        Ok(Box::new(Vit::new(params, self, pooling)?))
+    }
+
+    fn pooled_size(&self, pooling: ImagePooling) -> usize {
+        VitConfig::pooled_size(self, pooling)
+    }
+
+    fn image_size(&self) -> usize {
+        self.image_size
     }
 }
 

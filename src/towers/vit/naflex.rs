@@ -5,20 +5,32 @@
 //! attention pooling that sees no padding (B,E).
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
 use super::config::{PositionTable, PrefixTokens, VitConfig};
 use super::head::Head;
+use super::stem::PatchStem;
 use crate::image::NaflexBatch;
 use crate::nn::{Encoder, LayerNorm, Linear, interpolate_positions};
 use crate::ops::{self, AttentionMask};
-use crate::towers::{Collect, ImagePooling, ImageTower, TowerOutput};
+use crate::towers::{BuildImageTower, Collect, ImagePooling, ImageTower, TowerOutput};
 use crate::weights::{Init, Params};
 use crate::{Error, Result};
 
+/// Sizes and choices of a NaFlex tower: a vision transformer without prefix tokens, whose `image_size` is the side of the square
+/// image that the position table fits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NaflexVitConfig(
+    /// The vision transformer's.
+    pub VitConfig,
+);
+
 /// The built tower.
-pub(in crate::towers) struct Naflex {
+struct Naflex {
     config: VitConfig,
     patch_embedding: Linear,
     positions: Tensor,
@@ -31,13 +43,12 @@ pub(in crate::towers) struct Naflex {
 type Grid = (usize, usize);
 
 impl Naflex {
-    pub(in crate::towers) fn new(params: &Params, config: &VitConfig, pooling: ImagePooling) -> Result<Self> {
+    fn new(params: &Params, NaflexVitConfig(config): &NaflexVitConfig, pooling: ImagePooling) -> Result<Self> {
         config.check()?;
-        if config.prefix_tokens != PrefixTokens::None || config.positions != PositionTable::Patches {
-            return Err(Error::argument(
-                "prefix_tokens",
-                "a NaFlex tower has patches alone, all of them with positions",
-            ));
+        let plain = config.stem == PatchStem::Patches && config.rope.is_none() && !config.norm_embeddings;
+        if config.prefix_tokens != PrefixTokens::None || config.positions != PositionTable::Patches || !plain {
+            let message = "a NaFlex tower has patches alone, all of them with learned positions";
+            return Err(Error::argument("prefix_tokens", message));
         }
         let size = config.hidden_size;
         let init = Init::Normal { std: config.initializer_range as f32 };
@@ -75,8 +86,8 @@ impl Naflex {
         }
         let mut tables = BTreeMap::new();
         for &grid in grids {
-            if !tables.contains_key(&grid) {
-                tables.insert(grid, self.positions_of(grid, places)?);
+            if let Entry::Vacant(place) = tables.entry(grid) {
+                place.insert(self.positions_of(grid, places)?);
             }
         }
         let positions: Vec<&Tensor> = grids.iter().filter_map(|grid| tables.get(grid)).collect();
@@ -138,6 +149,20 @@ impl Naflex {
             }
         };
         Ok(TowerOutput { last_hidden_state, pooled, hidden_states })
+    }
+}
+
+impl BuildImageTower for NaflexVitConfig {
+    fn build(&self, params: &Params, pooling: ImagePooling) -> Result<Box<dyn ImageTower>> {
+        Ok(Box::new(Naflex::new(params, self, pooling)?))
+    }
+
+    fn pooled_size(&self, pooling: ImagePooling) -> usize {
+        self.0.pooled_size(pooling)
+    }
+
+    fn image_size(&self) -> usize {
+        self.0.image_size
     }
 }
 
