@@ -7,10 +7,15 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use common::{Machine, Outcome, dtype, exit, progress, say};
+use diptych::adapt::LoraConfig;
 use diptych::data::{PairDataset, Split};
 use diptych::image::Augment;
+use diptych::loss::{ClipLoss, Loss, SigLipLoss};
 use diptych::towers::{ImagePooling, TextPooling};
-use diptych::train::{Evaluation, Half, Progress, Schedule, TrainConfig, TrainReport, Trainer};
+use diptych::train::{
+    CheckpointConfig, Duplicates, Evaluation, Half, OptimizerConfig, Progress, Schedule, Selection, SgdConfig,
+    TrainConfig, TrainReport, Trainer,
+};
 use diptych::weights::{Pattern, check_save_target};
 use diptych::{ClipModel, InputNorm, Loader, ProjectionConfig};
 use indicatif::ProgressBar;
@@ -103,7 +108,125 @@ struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    strategy: Strategy,
+    #[command(flatten)]
     machine: Machine,
+}
+
+/// What is trained, by what loss, and how a long run is kept.
+#[derive(clap::Args)]
+struct Strategy {
+    /// What is trained: all, projections, lock-image, lock-text or last-N (the last N blocks of each tower)
+    #[arg(long, default_value = "all", value_name = "WHAT")]
+    train: Selection,
+    /// Train low-rank adapters of this rank instead of the weights they stand on
+    #[arg(long, value_name = "RANK")]
+    lora: Option<usize>,
+    /// The layers that get adapters: a pattern over their names; may be given more than once [default: *.q_proj, *.v_proj]
+    #[arg(long, value_name = "PATTERN", requires = "lora")]
+    lora_targets: Vec<Pattern>,
+    /// Where to save the adapters alone, in PEFT's format; --out saves the merged model
+    #[arg(long, value_name = "DIR", requires = "lora")]
+    lora_out: Option<PathBuf>,
+    /// clip (cross-entropy) or siglip (sigmoid)
+    #[arg(long, default_value = "clip")]
+    loss: LossName,
+    /// How far from 0 and 1 the targets are
+    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    label_smoothing: f64,
+    /// Pairs of a batch with the same caption belong together
+    #[arg(long)]
+    duplicates_match: bool,
+    /// Rows whose activations are in memory at a time; the gradients are the whole batch's [default: all]
+    #[arg(long, value_name = "N")]
+    micro_batch: Option<usize>,
+    /// Batches a step, whose gradients are averaged
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    accumulate: usize,
+    /// How the learning rate goes on after the warm-up
+    #[arg(long, default_value = "cosine")]
+    schedule: Course,
+    /// Steps of the cool-down at the end, with --schedule cooldown
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    cooldown_steps: usize,
+    /// Gradient descent with momentum instead of AdamW
+    #[arg(long)]
+    sgd: bool,
+    /// By what each block's rate is multiplied to give that of the block before it
+    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    layer_decay: f64,
+    /// Decay of a moving average of the weights, which is then measured and saved [default: none]
+    #[arg(long, value_name = "X")]
+    ema: Option<f64>,
+    /// Where the run is kept, so that it can go on after a crash
+    #[arg(long, value_name = "DIR")]
+    checkpoints: Option<PathBuf>,
+    /// Steps between two checkpoints
+    #[arg(long, default_value_t = 500, value_name = "N")]
+    checkpoint_every: usize,
+    /// How many checkpoints are kept
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    keep: usize,
+    /// Go on from the newest checkpoint
+    #[arg(long, requires = "checkpoints")]
+    resume: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LossName {
+    Clip,
+    Siglip,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Course {
+    Cosine,
+    Linear,
+    Constant,
+    Cooldown,
+}
+
+impl Strategy {
+    /// The recipe with what these flags say.
+    fn apply(&self, warmup_steps: usize, mut config: TrainConfig) -> TrainConfig {
+        config.schedule = match self.schedule {
+            Course::Cosine => Schedule::WarmupCosine { warmup_steps },
+            Course::Linear => Schedule::WarmupLinear { warmup_steps },
+            Course::Constant => Schedule::WarmupConstant { warmup_steps },
+            Course::Cooldown => Schedule::WarmupCooldown { warmup_steps, cooldown_steps: self.cooldown_steps },
+        };
+        config.loss = match self.loss {
+            LossName::Clip => Loss::Clip(ClipLoss::new().with_label_smoothing(self.label_smoothing)),
+            LossName::Siglip => Loss::SigLip(SigLipLoss::new().with_label_smoothing(self.label_smoothing)),
+        };
+        if self.sgd {
+            config.optimizer = OptimizerConfig::Sgd(SgdConfig::default());
+        }
+        if self.duplicates_match {
+            config.duplicates = Duplicates::Positives;
+        }
+        config.checkpoints = self.checkpoints.clone().map(|folder| CheckpointConfig {
+            folder,
+            every: self.checkpoint_every,
+            keep: self.keep,
+            resume: self.resume,
+        });
+        let Self { micro_batch, accumulate, layer_decay, ema, .. } = *self;
+        TrainConfig { micro_batch, accumulate, layer_decay, ema, ..config }
+    }
+
+    /// The model with adapters, where they are asked for.
+    fn adapt(&self, model: ClipModel) -> Outcome<ClipModel> {
+        let Some(rank) = self.lora else { return Ok(self.train.apply(model)?) };
+        if self.train != Selection::all() {
+            return Err("--lora trains adapters alone; leave --train away".into());
+        }
+        let mut config = LoraConfig::new(rank)?;
+        if !self.lora_targets.is_empty() {
+            config.targets = self.lora_targets.clone();
+        }
+        Ok(model.with_lora(&config)?)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -142,8 +265,12 @@ fn run(args: &Args) -> Outcome<()> {
     let mut display = Display::default();
     let report = trainer.fit(&train, &folder, test.as_ref(), |progress| display.show(progress))?;
     display.clear();
+    if let Some(folder) = &args.strategy.lora_out {
+        model.save_lora(folder, args.model.as_deref().unwrap_or_default())?;
+        eprintln!("saved {}", folder.display());
+    }
     if let Some(out) = &args.out {
-        model.save_pretrained_as(out, save_dtype)?;
+        model.clone().merge_lora()?.save_pretrained_as(out, save_dtype)?;
         eprintln!("saved {}", out.display());
     }
     print(args, &report)
@@ -214,13 +341,15 @@ fn freeze(args: &Args, model: ClipModel) -> Outcome<ClipModel> {
             .into());
         }
     }
+    let model = args.strategy.adapt(model)?;
+    let trained: Vec<String> = model.trainable().into_iter().map(|(name, _)| name).collect();
     let frozen = |name: &str| {
         let tower = |tower, prefix: &str| args.freeze.contains(&tower) && name.starts_with(prefix);
         tower(Tower::Text, "text_model.")
             || tower(Tower::Image, "vision_model.")
             || args.freeze_params.iter().any(|pattern| pattern.matches(name))
     };
-    Ok(model.with_trainable(|name| !frozen(name))?)
+    Ok(model.with_trainable(|name| trained.iter().any(|trained| trained == name) && !frozen(name))?)
 }
 
 fn recipe(args: &Args, model: &ClipModel) -> TrainConfig {
@@ -237,13 +366,13 @@ fn recipe(args: &Args, model: &ClipModel) -> TrainConfig {
         lr: args.lr,
         tower_lr: args.tower_lr,
         weight_decay: args.weight_decay,
-        schedule: Schedule::WarmupCosine { warmup_steps: args.warmup_steps },
         seed: args.seed,
         augment: args.augment.unwrap_or_default(),
         evaluation,
         ..TrainConfig::default()
     };
-    config.optimizer.clip_norm = args.clip_norm;
+    config = args.strategy.apply(args.warmup_steps, config);
+    config.optimizer = config.optimizer.with_clip_norm(args.clip_norm);
     config.workers = args.machine.workers();
     config
 }

@@ -5,6 +5,7 @@
 mod error;
 mod random;
 
+pub mod adapt;
 pub mod data;
 pub mod encoder;
 pub mod families;

@@ -1,7 +1,6 @@
 //! [`ClipModel`]: two encoders, two projections, a logit scale.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -9,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::encoder::{Built, ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig};
-use crate::families::ModelLayout;
 use crate::image::{ImageInput, ImageProcessor, NaflexProcessor};
 use crate::loader::Loader;
 use crate::logit_scale::{LogitConfig, LogitScale};
@@ -241,39 +239,35 @@ impl ClipModel {
     /// # Errors
     /// When candle cannot allocate a variable.
     pub fn with_trainable(self, trainable: impl Fn(&str) -> bool) -> Result<Self> {
-        let text = self.text.with_trainable(|name| trainable(&format!("{}.{name}", ClipConfig::TEXT)))?;
-        let image = self.image.with_trainable(|name| trainable(&format!("{}.{name}", ClipConfig::IMAGE)))?;
-        let heads = self.heads.parameters().with_trainable(&trainable)?;
-        let heads = Built::new(heads, |params| self.config.build_heads(params))?;
+        self.map_parameters(|parameters| parameters.with_trainable(&trainable))
+    }
+
+    /// The same model with what `map` makes of its parameters, a half at a time, under the names of [`ClipModel::parameters`].
+    pub(crate) fn map_parameters(self, map: impl Fn(&Parameters) -> Result<Parameters>) -> Result<Self> {
+        let half = |prefix: &'static str| {
+            let map = &map;
+            move |parameters: &Parameters| Ok(map(&parameters.prefixed(prefix))?.under(prefix))
+        };
+        let text = self.text.map_parameters(half(ClipConfig::TEXT))?;
+        let image = self.image.map_parameters(half(ClipConfig::IMAGE))?;
+        let heads = Built::new(map(self.heads.parameters())?, |params| self.config.build_heads(params))?;
         Ok(Self { text, image, heads, ..self })
     }
 
-    /// Writes the model with its tokenizer and processor: in the layout it was loaded from, else in Hugging Face's `CLIPModel`
-    /// layout where that can express it, else in our own (`model_type: diptych`). [`ClipModel::from_pretrained`] reads it back with equal bits.
-    ///
-    /// # Errors
-    /// When the folder cannot be written, or holds something that is no model.
-    pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.save_pretrained_as(folder, self.heads.parameters().iter().next().map_or(DType::F32, |(_, t)| t.dtype()))
+    /// The names of all linear layers, sorted: what may have adapters.
+    #[must_use]
+    pub fn linear_layers(&self) -> Vec<String> {
+        let heads = self.heads.linears().iter().cloned();
+        let text = self.text.linears().map(|name| format!("{}.{name}", ClipConfig::TEXT));
+        let image = self.image.linears().map(|name| format!("{}.{name}", ClipConfig::IMAGE));
+        let mut all: Vec<String> = heads.chain(text).chain(image).collect();
+        all.sort();
+        all
     }
 
-    /// [`ClipModel::save_pretrained`] with the weights converted to `dtype`: f16 and bf16 take half the room of f32.
-    ///
-    /// # Errors
-    /// As [`ClipModel::save_pretrained`].
-    pub fn save_pretrained_as(&self, folder: impl AsRef<Path>, dtype: DType) -> Result<()> {
-        crate::families::save_clip(self, folder.as_ref(), dtype)
-    }
-
-    /// [`ClipModel::save_pretrained`] in a layout of your choice. A model in transformers' CLIP layout is written in open_clip's
-    /// and the other way round where the other has words for it: native towers with the same activation, a processor that
-    /// crops to the size it resizes to.
-    ///
-    /// # Errors
-    /// When the layout has no words for the model, or as [`ClipModel::save_pretrained`].
-    pub fn save_pretrained_in(&self, folder: impl AsRef<Path>, layout: ModelLayout) -> Result<()> {
-        let dtype = self.heads.parameters().iter().next().map_or(DType::F32, |(_, t)| t.dtype());
-        crate::families::save_clip_in(self, layout, folder.as_ref(), dtype)
+    /// The type of the heads' parameters.
+    pub(crate) fn dtype(&self) -> DType {
+        self.heads.parameters().iter().next().map_or(DType::F32, |(_, t)| t.dtype())
     }
 
     /// Unit rows for images: paths, bytes or decoded images. No graph is kept.
@@ -341,8 +335,7 @@ impl ClipModel {
     /// When the widths differ.
     pub fn output(&self, image_features: Tensor, text_features: Tensor) -> Result<ClipOutput> {
         let (image_embeds, text_embeds) = (ops::l2_normalize(&image_features)?, ops::l2_normalize(&text_features)?);
-        let scale = &self.heads.tracked().logit_scale;
-        let (logit_scale, logit_bias) = (scale.factor(&image_embeds)?, scale.bias().cloned());
+        let (logit_scale, logit_bias) = self.logit_factor(&image_embeds)?;
         let mut logits_per_image = image_embeds.matmul(&text_embeds.t()?)?.broadcast_mul(&logit_scale)?;
         if let Some(bias) = &logit_bias {
             logits_per_image = logits_per_image.broadcast_add(bias)?;
@@ -356,6 +349,16 @@ impl ClipModel {
             logit_bias,
             logits_per_image,
         })
+    }
+
+    /// The factor exp(logit_scale) and the bias, where there is one, scalars with their graph, as losses take them; `like` says of
+    /// what type and on which device where nothing is learned.
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn logit_factor(&self, like: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let scale = &self.heads.tracked().logit_scale;
+        Ok((scale.factor(like)?, scale.bias().cloned()))
     }
 
     /// A zero-shot classifier for `labels`, prompted with "a photo of a {}".

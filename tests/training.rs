@@ -11,7 +11,7 @@ use diptych::image::ImageInput;
 use diptych::image::image_crate::{Rgb, RgbImage};
 use diptych::loss::ClipLoss;
 use diptych::train::{
-    AdamW, Evaluation, Half, ParamGroup, Progress, Schedule, TrainConfig, Trainer, evaluate_retrieval,
+    Evaluation, Half, Optimizer, ParamGroup, Progress, Schedule, TrainConfig, Trainer, evaluate_retrieval,
 };
 use diptych::{ClipModel, ErrorKind, LogitScale};
 
@@ -131,7 +131,7 @@ fn kept_outputs_train_as_a_loop_over_the_whole_model_does() {
     trainer.fit(&setting.split, setting.path(), None, |_| {}).unwrap();
 
     let groups = ParamGroup::split_decay(own.trainable(), config.lr, config.weight_decay);
-    let mut optimizer = AdamW::new(groups.to_vec(), config.optimizer).unwrap();
+    let mut optimizer = Optimizer::new(groups.to_vec(), config.optimizer).unwrap();
     let sampler = Sampler::new(config.seed);
     for epoch in 0..2 {
         for (b, chosen) in sampler.order(epoch, COUNT).chunks(config.batch_size).enumerate() {

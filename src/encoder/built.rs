@@ -1,5 +1,6 @@
 //! [`Built`]: something made from parameters, held twice over the same storage: with its graph and without.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::Result;
@@ -9,26 +10,35 @@ use crate::weights::{Parameters, Params};
 /// does. Both read the same memory, so a step of an optimiser is seen by both.
 pub(crate) struct Built<T: ?Sized> {
     parameters: Parameters,
+    linears: Arc<BTreeSet<String>>,
     tracked: Arc<T>,
     detached: Arc<T>,
 }
 
 impl<T: ?Sized> Clone for Built<T> {
     fn clone(&self) -> Self {
-        Self { parameters: self.parameters.clone(), tracked: self.tracked.clone(), detached: self.detached.clone() }
+        let Self { parameters, linears, tracked, detached } = self;
+        let (tracked, detached) = (tracked.clone(), detached.clone());
+        Self { parameters: parameters.clone(), linears: linears.clone(), tracked, detached }
     }
 }
 
 impl<T: ?Sized> Built<T> {
     /// Builds twice what `build` describes.
     pub(crate) fn new(parameters: Parameters, build: impl Fn(&Params) -> Result<Box<T>>) -> Result<Self> {
-        let tracked = build(&Params::new(parameters.clone()))?.into();
+        let params = Params::new(parameters.clone());
+        let tracked = build(&params)?.into();
         let detached = build(&Params::new(parameters.detached()))?.into();
-        Ok(Self { parameters, tracked, detached })
+        Ok(Self { parameters, linears: params.linears().into(), tracked, detached })
     }
 
     pub(crate) fn parameters(&self) -> &Parameters {
         &self.parameters
+    }
+
+    /// The names of its linear layers, those that may have adapters.
+    pub(crate) fn linears(&self) -> &BTreeSet<String> {
+        &self.linears
     }
 
     pub(crate) fn tracked(&self) -> &T {

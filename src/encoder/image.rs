@@ -117,9 +117,18 @@ impl ImageEncoder {
     /// # Errors
     /// When candle cannot allocate a variable.
     pub fn with_trainable(self, trainable: impl Fn(&str) -> bool) -> Result<Self> {
-        let parameters = self.tower.parameters().with_trainable(trainable)?;
-        let tower = Built::new(parameters, |params| self.config.build(params))?;
+        self.map_parameters(|parameters| parameters.with_trainable(&trainable))
+    }
+
+    /// The same encoder with what `map` makes of its parameters.
+    pub(crate) fn map_parameters(self, map: impl FnOnce(&Parameters) -> Result<Parameters>) -> Result<Self> {
+        let tower = Built::new(map(self.tower.parameters())?, |params| self.config.build(params))?;
         Ok(Self { tower, ..self })
+    }
+
+    /// The names of the tower's linear layers.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &str> {
+        self.tower.linears().iter().map(String::as_str)
     }
 
     /// How many images [`ImageEncoder::encode`] takes at a time (32).

@@ -32,7 +32,7 @@ mod vit;
 pub use config::Config;
 pub(crate) use open_clip::tokenizer_repositories;
 pub use save::ModelLayout;
-pub(crate) use save::{Outgoing, save_clip, save_clip_in};
+pub(crate) use save::Outgoing;
 pub(crate) use sentence_transformers::SentenceTransformer;
 
 use std::collections::BTreeMap;

@@ -28,6 +28,48 @@ pub enum ModelLayout {
     Diptych,
 }
 
+impl ClipModel {
+    /// Writes the model with its tokenizer and processor: in the layout it was loaded from, else in Hugging Face's `CLIPModel`
+    /// layout where that can express it, else in our own (`model_type: diptych`). [`ClipModel::from_pretrained`] reads it back with equal bits.
+    ///
+    /// # Errors
+    /// When the folder cannot be written, or holds something that is no model.
+    pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
+        self.save_pretrained_as(folder, self.dtype())
+    }
+
+    /// [`ClipModel::save_pretrained`] with the weights converted to `dtype`: f16 and bf16 take half the room of f32.
+    ///
+    /// # Errors
+    /// As [`ClipModel::save_pretrained`].
+    pub fn save_pretrained_as(&self, folder: impl AsRef<Path>, dtype: DType) -> Result<()> {
+        self.check_merged()?;
+        save_clip(self, folder.as_ref(), dtype)
+    }
+
+    /// [`ClipModel::save_pretrained`] in a layout of your choice. A model in transformers' CLIP layout is written in open_clip's
+    /// and the other way round where the other has words for it: native towers with the same activation, a processor that
+    /// crops to the size it resizes to.
+    ///
+    /// # Errors
+    /// When the layout has no words for the model, or as [`ClipModel::save_pretrained`].
+    pub fn save_pretrained_in(&self, folder: impl AsRef<Path>, layout: ModelLayout) -> Result<()> {
+        self.check_merged()?;
+        save_clip_in(self, layout, folder.as_ref(), self.dtype())
+    }
+
+    fn check_merged(&self) -> Result<()> {
+        match self.parameters().adapters().next() {
+            None => Ok(()),
+            Some((module, _)) => {
+                let message =
+                    format!("'{module}' has a LoRA adapter; merge_lora first, or save_lora the adapters alone");
+                Err(Error::argument("model", message))
+            }
+        }
+    }
+}
+
 /// A model as a layout has it.
 pub(crate) struct Outgoing {
     /// Which files there are.
@@ -39,7 +81,7 @@ pub(crate) struct Outgoing {
 }
 
 /// Writes a model in the layout it came in, else in the first that can express it.
-pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Result<()> {
+fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Result<()> {
     let outgoing = match as_loaded(model).or_else(|| hugging_face(model)) {
         Some(outgoing) => outgoing,
         None => own(model)?,
@@ -48,7 +90,7 @@ pub(crate) fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Resul
 }
 
 /// Writes a model in the layout `layout`.
-pub(crate) fn save_clip_in(model: &ClipModel, layout: ModelLayout, folder: &Path, dtype: DType) -> Result<()> {
+fn save_clip_in(model: &ClipModel, layout: ModelLayout, folder: &Path, dtype: DType) -> Result<()> {
     let loaded = |wanted: Layout| as_loaded(model).filter(|outgoing| outgoing.layout == wanted);
     let not = |name: &'static str| {
         let supported =

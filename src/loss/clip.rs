@@ -6,9 +6,16 @@
 //! ```text
 //! loss = ½ · [ −1/B Σᵢ log softmaxⱼ(zᵢⱼ)ᵢ  −  1/B Σⱼ log softmaxᵢ(zᵢⱼ)ⱼ ]
 //! ```
+//!
+//! With several positives and smoothing the target of row i is tᵢⱼ = (1 − ε) Pᵢⱼ / Σₖ Pᵢₖ + ε/M instead of one text, and the row's
+//! loss −Σⱼ tᵢⱼ log softmaxⱼ(zᵢⱼ); columns likewise.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 
+use super::pairs::Pairs;
+use super::sigmoid::check_smoothing;
+use super::targets::{Targets, both_ways};
 use crate::{Error, Result, ops};
 
 /// The mean of the two cross-entropies, of each image over all texts and of each text over all images.
@@ -25,15 +32,45 @@ use crate::{Error, Result, ops};
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
-pub struct ClipLoss;
+pub struct ClipLoss {
+    /// ε: every text of the batch is a right answer by ε/M, the true one by 1 − ε more (Szegedy et al. 2016, arXiv 1512.00567,
+    /// section 7).
+    pub label_smoothing: f64,
+}
 
 impl ClipLoss {
-    /// The loss; it has no settings.
+    /// The loss without smoothing.
     #[must_use]
     pub fn new() -> Self {
-        Self
+        Self::default()
+    }
+
+    /// The same with targets smoothed by ε.
+    #[must_use]
+    pub fn with_label_smoothing(self, label_smoothing: f64) -> Self {
+        Self { label_smoothing }
+    }
+
+    /// The loss of a batch, with the graph kept. With several texts that belong to an image, each is a right answer with the
+    /// same share (UniCL, Yang et al. 2022, arXiv 2204.03610, equations 2 and 3); rows and columns to which nothing belongs
+    /// are no part of the mean.
+    ///
+    /// # Shapes
+    /// See [`Pairs`] → ().
+    ///
+    /// # Errors
+    /// When shapes do not fit, or ε is not in [0, 1).
+    pub fn of(&self, pairs: &Pairs<'_>) -> Result<Tensor> {
+        let logits = pairs.logits_per_image()?;
+        let one_by_one = pairs.positives.is_none_or(|positives| positives.is_one_by_one());
+        let (images, texts) = logits.dims2()?;
+        if one_by_one && images == texts {
+            return self.from_logits(&logits);
+        }
+        self.smoothed(&logits, &pairs.positives_mask(0..images)?)
     }
 
     /// The loss of a batch of pairs, with the graph kept. `logit_scale` is the factor itself, already exponentiated.
@@ -49,11 +86,7 @@ impl ClipLoss {
             let message = format!("expected (B, D) of both, found images {images:?} and texts {texts:?}");
             return Err(Error::argument("image_embeds, text_embeds", message));
         }
-        if logit_scale.elem_count() != 1 {
-            return Err(Error::argument("logit_scale", format!("expected one number, found {:?}", logit_scale.dims())));
-        }
-        let logits = image_embeds.matmul(&text_embeds.t()?)?.broadcast_mul(&logit_scale.reshape(())?)?;
-        self.from_logits(&logits)
+        self.of(&Pairs::new(image_embeds, text_embeds, logit_scale))
     }
 
     /// The loss of `logits_per_image`, whose diagonal holds the true pairs, with the graph kept. Computed in f32 at least.
@@ -62,9 +95,26 @@ impl ClipLoss {
     /// `logits_per_image` (B,B) → ().
     ///
     /// # Errors
-    /// When the logits are not square, or there are none.
+    /// When the logits are not square, or there are none, or ε is not in [0, 1).
     pub fn from_logits(&self, logits_per_image: &Tensor) -> Result<Tensor> {
-        ops::symmetric_cross_entropy(logits_per_image)
+        check_smoothing(self.label_smoothing)?;
+        if self.label_smoothing == 0.0 {
+            return ops::symmetric_cross_entropy(logits_per_image);
+        }
+        let rows = logits_per_image.dims().first().copied().unwrap_or(0);
+        self.smoothed(
+            logits_per_image,
+            &Tensor::eye(rows, candle_core::DType::F32, &Device::Cpu)?.to_device(logits_per_image.device())?,
+        )
+    }
+
+    fn smoothed(&self, logits: &Tensor, positives: &Tensor) -> Result<Tensor> {
+        check_smoothing(self.label_smoothing)?;
+        if logits.dims() != positives.dims() || logits.elem_count() == 0 {
+            let message = format!("expected (B, B) with a true pair on the diagonal, found {:?}", logits.dims());
+            return Err(Error::argument("logits_per_image", message));
+        }
+        both_ways(logits, positives, |z, positives| Targets::new(positives, self.label_smoothing)?.cross_entropy(z, z))
     }
 }
 
@@ -170,7 +220,7 @@ mod tests {
         assert!(message(&[2, 3], &[2, 4], &[]).contains("images [2, 3] and texts [2, 4]"));
         assert!(message(&[2], &[2], &[]).contains("expected (B, D)"));
         assert!(message(&[2, 3], &[2, 3], &[2]).starts_with("logit_scale"));
-        assert!(message(&[0, 3], &[0, 3], &[]).starts_with("logits_per_image"));
+        assert!(message(&[0, 3], &[0, 3], &[]).starts_with("image_embeds"));
         assert!(ClipLoss::new().from_logits(&tensor(&[2, 3])).is_err());
     }
 }

@@ -6,11 +6,20 @@ use crate::Result;
 use crate::ops::{self, Activation, Weight};
 use crate::weights::{Init, Params};
 
-/// `y = x·Wᵀ + b`, with `weight` (N,K) as PyTorch's `nn.Linear` stores it.
+/// `y = x·Wᵀ + b`, with `weight` (N,K) as PyTorch's `nn.Linear` stores it; with a low-rank adapter (LoRA, Hu et al. 2021,
+/// arXiv 2106.09685) `y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ`, A (r,K) and B (N,r).
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
+    low_rank: Option<LowRank>,
+}
+
+#[derive(Debug, Clone)]
+struct LowRank {
+    down: Tensor,
+    up: Tensor,
+    scale: f64,
 }
 
 impl Linear {
@@ -30,7 +39,9 @@ impl Linear {
     /// # Errors
     /// When the source cannot make a tensor.
     pub fn without_bias(params: &Params, input: usize, output: usize, init: Init) -> Result<Self> {
-        Ok(Self { weight: params.weight("weight", &[output, input], init)?, bias: None })
+        let low_rank = params.low_rank(input, output)?;
+        let low_rank = low_rank.map(|(down, up, scale)| LowRank { down, up, scale });
+        Ok(Self { weight: params.weight("weight", &[output, input], init)?, bias: None, low_rank })
     }
 
     /// Where PyTorch's `nn.Linear` starts: uniform in ±1/√input, weight and bias alike.
@@ -45,7 +56,11 @@ impl Linear {
     /// # Errors
     /// When the last dimension of `x` is not K.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.weight.forward(x, self.bias.as_ref(), None)
+        let y = self.weight.forward(x, self.bias.as_ref(), None)?;
+        let Some(LowRank { down, up, scale }) = &self.low_rank else { return Ok(y) };
+        // The small product is scaled, not the large one.
+        let inner = (ops::linear(x, down, None)? * *scale)?;
+        Ok((y + ops::linear(&inner, up, None)?)?)
     }
 
     /// [`Linear::forward`] and the activation in one pass.
@@ -53,7 +68,10 @@ impl Linear {
     /// # Errors
     /// When the last dimension of `x` is not K.
     pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        self.weight.forward(x, self.bias.as_ref(), Some(activation))
+        match self.low_rank {
+            None => self.weight.forward(x, self.bias.as_ref(), Some(activation)),
+            Some(_) => ops::activate(&self.forward(x)?, activation),
+        }
     }
 }
 

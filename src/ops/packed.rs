@@ -186,6 +186,15 @@ impl Weight {
         }
     }
 
+    /// Where it is, and what it is multiplied with.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        match self {
+            Self::Plain(tensor) => tensor.device(),
+            Self::Packed(_) => &Device::Cpu,
+        }
+    }
+
     /// The tensor: shared, or unpacked.
     ///
     /// # Errors

@@ -1,8 +1,11 @@
 //! [`TrainConfig`]: the recipe of a run.
 
-use super::optimizer::AdamWConfig;
+use super::any_optimizer::OptimizerConfig;
+use super::checkpoint::CheckpointConfig;
+use super::groups::GroupRule;
 use super::schedule::Schedule;
 use crate::image::Augment;
+use crate::loss::Loss;
 use crate::{Error, Result};
 
 /// The recipe of a run. The default is the origin's for trained heads on frozen towers.
@@ -20,8 +23,25 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// The learning rates' course.
     pub schedule: Schedule,
-    /// β₁, β₂, ε and the norm that gradients are clipped to.
-    pub optimizer: AdamWConfig,
+    /// The optimiser, its constants and the norm that gradients are clipped to.
+    pub optimizer: OptimizerConfig,
+    /// What is made small; the [table](crate::loss) says which loss for which data.
+    pub loss: Loss,
+    /// What two pairs of a batch with the same caption are to each other.
+    pub duplicates: Duplicates,
+    /// Rows of one side whose activations are in memory at a time ([`cached_backward`](super::cached_backward)); `None` for the
+    /// whole batch.
+    pub micro_batch: Option<usize>,
+    /// Batches a step, whose gradients are averaged; each has a loss of its own.
+    pub accumulate: usize,
+    /// By what each block's rate is multiplied to give that of the block before it; 1 for the same rate.
+    pub layer_decay: f64,
+    /// Rates and decays of some parameters; the first rule that matches counts.
+    pub groups: Vec<GroupRule>,
+    /// The decay of a moving average of the weights, which then is what is evaluated and what the run leaves.
+    pub ema: Option<f64>,
+    /// Where the run is kept, so that it can go on after a crash.
+    pub checkpoints: Option<CheckpointConfig>,
     /// The seed of order, captions and augmentation.
     pub seed: u64,
     /// Threads that decode and resize images.
@@ -32,6 +52,16 @@ pub struct TrainConfig {
     pub image_cache_bytes: usize,
     /// When the evaluation split is evaluated.
     pub evaluation: Evaluation,
+}
+
+/// What two pairs of a batch with the same caption are to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Duplicates {
+    /// Strangers, as in CLIP's loss.
+    #[default]
+    Negatives,
+    /// Each one's image belongs to the other's caption too.
+    Positives,
 }
 
 /// When the evaluation split is evaluated.
@@ -53,7 +83,15 @@ impl Default for TrainConfig {
             tower_lr: 5e-5,
             weight_decay: 0.05,
             schedule: Schedule::WarmupCosine { warmup_steps: 50 },
-            optimizer: AdamWConfig::default(),
+            optimizer: OptimizerConfig::default(),
+            loss: Loss::default(),
+            duplicates: Duplicates::default(),
+            micro_batch: None,
+            accumulate: 1,
+            layer_decay: 1.0,
+            groups: Vec::new(),
+            ema: None,
+            checkpoints: None,
             seed: 0,
             workers: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             augment: Augment::default(),
@@ -85,7 +123,37 @@ impl TrainConfig {
         if self.workers == 0 {
             return Err(Error::argument("workers", "is 0; at least 1 is needed"));
         }
-        Ok(self.epochs * (images / self.batch_size))
+        if self.micro_batch == Some(0) {
+            return Err(Error::argument("micro_batch", "is 0; at least 1 is needed, or none for the whole batch"));
+        }
+        if self.accumulate == 0 || self.accumulate > images / self.batch_size {
+            let (batches, found) = (images / self.batch_size, self.accumulate);
+            return Err(Error::argument(
+                "accumulate",
+                format!("is {found} batches, an epoch has {batches}; it must be 1 to that"),
+            ));
+        }
+        if self.checkpoints.as_ref().is_some_and(|checkpoints| checkpoints.every == 0) {
+            return Err(Error::argument("checkpoints", "every 0 steps; at least 1 is needed"));
+        }
+        Ok(self.epochs * self.steps_per_epoch(images))
+    }
+
+    /// Steps in one epoch.
+    pub(super) fn steps_per_epoch(&self, images: usize) -> usize {
+        images / self.batch_size / self.accumulate
+    }
+
+    /// What two runs must have in common for one to go on where the other stopped.
+    pub(super) fn recipe(&self) -> String {
+        let shared = Self {
+            workers: 1,
+            image_cache_bytes: 0,
+            evaluation: Evaluation::EachEpoch,
+            checkpoints: None,
+            ..self.clone()
+        };
+        format!("{shared:?}")
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where a step's pooled outputs come from: kept from one pass over a frozen tower, or worked out anew from files and texts.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,6 +14,7 @@ use super::progress::Progress;
 use crate::data::{BatchLoader, LastBatch, LoaderConfig};
 use crate::image::image_crate::RgbImage;
 use crate::image::{Augment, ImageProcessor, ImageSize, PixelArray};
+use crate::text::TokenBatch;
 use crate::{ClipModel, Error, Result};
 
 /// Pooled outputs (N,E) of different inputs, and which row each input has.
@@ -113,16 +115,59 @@ impl Images {
 }
 
 impl EpochImages<'_> {
-    /// The pooled outputs (B,E) of the next batch, which `indices` are; with the tower's graph where it is trained.
-    pub(super) fn next(&mut self, model: &ClipModel, indices: &[usize]) -> Result<Tensor> {
+    /// The images of the next batch, which `indices` are.
+    pub(super) fn next(&mut self, model: &ClipModel, indices: &[usize]) -> Result<ImageBatch> {
         match self {
-            Self::Kept(kept) => kept.train(indices),
+            Self::Kept(kept) => kept.train(indices).map(ImageBatch::Pooled),
             Self::Loaded(loader) => {
                 let ended = || Error::argument("order", "the loader ended before the epoch");
                 let arrays = loader.next().ok_or_else(ended)??;
-                let encoder = model.image_encoder();
-                let pixel_values = PixelArray::stack(&arrays, encoder.device())?;
-                encoder.pooled(&pixel_values)
+                PixelArray::stack(&arrays, model.image_encoder().device()).map(ImageBatch::Pixels)
+            }
+        }
+    }
+}
+
+/// A batch's images, as far as they are known before the step.
+pub(super) enum ImageBatch {
+    /// Outputs of the frozen tower (B,E).
+    Pooled(Tensor),
+    /// Pixel values (B,C,H,W).
+    Pixels(Tensor),
+}
+
+impl ImageBatch {
+    /// Features (rows,D) of some rows, with the graph of what is trained.
+    pub(super) fn features(&self, model: &ClipModel, rows: Range<usize>) -> Result<Tensor> {
+        let part =
+            |t: &Tensor| if rows.len() == t.dim(0)? { Ok(t.clone()) } else { t.narrow(0, rows.start, rows.len()) };
+        match self {
+            Self::Pooled(pooled) => model.project_image(&part(pooled)?),
+            Self::Pixels(pixels) => model.project_image(&model.image_encoder().pooled(&part(pixels)?.contiguous()?)?),
+        }
+    }
+}
+
+/// A batch's texts, as far as they are known before the step.
+pub(super) enum TextBatch {
+    /// Outputs of the frozen tower (B,E).
+    Pooled(Tensor),
+    /// Token ids (B,L).
+    Tokens(TokenBatch),
+}
+
+impl TextBatch {
+    /// Features (rows,D) of some rows, with the graph of what is trained.
+    pub(super) fn features(&self, model: &ClipModel, rows: Range<usize>) -> Result<Tensor> {
+        match self {
+            Self::Pooled(pooled) if rows.len() == pooled.dim(0)? => model.project_text(pooled),
+            Self::Pooled(pooled) => model.project_text(&pooled.narrow(0, rows.start, rows.len())?),
+            Self::Tokens(tokens) if rows.len() == tokens.batch() => {
+                model.project_text(&model.text_encoder().pooled(tokens)?)
+            }
+            Self::Tokens(tokens) => {
+                let part = tokens.select(&rows.collect::<Vec<_>>())?;
+                model.project_text(&model.text_encoder().pooled(&part)?)
             }
         }
     }
@@ -194,16 +239,21 @@ impl Texts {
         Ok(Self::Kept { kept, first })
     }
 
-    /// The pooled outputs (B,E) of the captions chosen: pairs of an image's index and its caption's index.
-    pub(super) fn batch(&self, model: &ClipModel, train: &[Vec<String>], chosen: &[(usize, usize)]) -> Result<Tensor> {
+    /// The captions chosen: pairs of an image's index and its caption's index.
+    pub(super) fn batch(
+        &self,
+        model: &ClipModel,
+        train: &[Vec<String>],
+        chosen: &[(usize, usize)],
+    ) -> Result<TextBatch> {
         match self {
             Self::Kept { kept, first } => {
-                kept.train(&chosen.iter().map(|&(image, caption)| first[image] + caption).collect::<Vec<_>>())
+                let rows: Vec<usize> = chosen.iter().map(|&(image, caption)| first[image] + caption).collect();
+                kept.train(&rows).map(TextBatch::Pooled)
             }
             Self::Captions => {
                 let texts: Vec<&str> = chosen.iter().map(|&(image, caption)| train[image][caption].as_str()).collect();
-                let encoder = model.text_encoder();
-                encoder.pooled(&encoder.tokenize(&texts)?)
+                model.text_encoder().tokenize(&texts).map(TextBatch::Tokens)
             }
         }
     }

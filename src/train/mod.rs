@@ -1,22 +1,46 @@
-//! Training: [`Trainer`] fits a dual encoder to images with captions; its parts (the optimiser, the learning rate's course, the
-//! check that every parameter is really trained) serve a loop of your own as well.
+//! Training: [`Trainer`] fits a dual encoder to images with captions; its parts (optimisers, the learning rate's course, the check
+//! that every parameter is really trained) serve a loop of your own as well.
+//!
+//! | what you want | where |
+//! |---|---|
+//! | another loss | [`TrainConfig::loss`], chosen by the table in [`loss`](crate::loss) |
+//! | batches larger than memory | [`TrainConfig::micro_batch`], the gradient cache ([`cached_backward`]) |
+//! | gradients of several batches a step | [`TrainConfig::accumulate`], [`GradientSum`] |
+//! | to train some parameters only | [`Selection`]: projections, a locked tower, the last N blocks, patterns |
+//! | to train few numbers | [`ClipModel::with_lora`](crate::ClipModel::with_lora) |
+//! | slower lower layers, other rates and decays | [`TrainConfig::layer_decay`], [`TrainConfig::groups`] |
+//! | an average of the weights | [`TrainConfig::ema`] |
+//! | to go on after a crash | [`TrainConfig::checkpoints`] |
 
+mod any_optimizer;
+mod checkpoint;
 mod config;
+mod ema;
+mod grad_cache;
 mod gradient_check;
+mod groups;
 mod halves;
 mod norm;
 mod optimizer;
 mod pooled;
 mod progress;
 mod schedule;
+mod sgd;
+mod step;
 mod trainer;
 mod update;
 
-pub use config::{Evaluation, TrainConfig};
+pub use any_optimizer::{Optimizer, OptimizerConfig};
+pub use checkpoint::CheckpointConfig;
+pub use config::{Duplicates, Evaluation, TrainConfig};
+pub use ema::Ema;
+pub use grad_cache::{CachedSide, GradientSum, cached_backward};
 pub use gradient_check::check_gradients;
+pub use groups::{GroupRule, SelectRule, Selection};
 pub use norm::gradient_norm;
 pub use optimizer::{AdamW, AdamWConfig, Moments, ParamGroup, decays};
 pub use pooled::evaluate_retrieval;
 pub use progress::{Half, Progress, Step, TrainReport};
 pub use schedule::Schedule;
+pub use sgd::{Sgd, SgdConfig};
 pub use trainer::{TrainData, Trainer};

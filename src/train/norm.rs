@@ -4,7 +4,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Storage, Tensor, Var};
 use rayon::prelude::*;
 
-use crate::Result;
+use crate::{ErrorKind, Result};
 
 /// Numbers that one thread sums at a time.
 const CHUNK: usize = 32 * 1024;
@@ -19,6 +19,28 @@ pub fn gradient_norm<'a>(grads: &GradStore, vars: impl IntoIterator<Item = &'a V
         squares += sum_of_squares(grad)?;
     }
     Ok(squares.sqrt())
+}
+
+/// [`gradient_norm`], or an error of step `step` (counted from 1) that names the parameters whose gradient is not finite.
+pub(super) fn finite_norm<'a>(
+    grads: &GradStore,
+    vars: impl Iterator<Item = (&'a str, &'a Var)> + Clone,
+    step: usize,
+) -> Result<f64> {
+    let norm = gradient_norm(grads, vars.clone().map(|(_, var)| var))?;
+    if norm.is_finite() {
+        return Ok(norm);
+    }
+    let mut names = Vec::new();
+    for (name, var) in vars {
+        if let Some(grad) = grads.get(var)
+            && !sum_of_squares(grad)?.is_finite()
+        {
+            names.push(name);
+        }
+    }
+    let message = format!("the gradients are not finite, of: {}; a lower learning rate may help", names.join(", "));
+    Err(ErrorKind::Training { step, message }.into())
 }
 
 /// The sum of a tensor's squares in f64, where those of f32 values neither overflow nor vanish: it is 0 only if every value

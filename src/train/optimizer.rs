@@ -14,9 +14,9 @@ use std::collections::HashSet;
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
-use super::norm::{gradient_norm, sum_of_squares};
+use super::norm::finite_norm;
 use super::update::{State, Update};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
 /// The constants of [`AdamW`] that all groups share.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -104,7 +104,7 @@ impl AdamW {
     /// An optimiser of `groups` with moments of zero.
     ///
     /// # Errors
-    /// [`Argument`](ErrorKind::Argument) if a parameter stands in two groups or a constant is out of its range.
+    /// [`Argument`](crate::ErrorKind::Argument) if a parameter stands in two groups or a constant is out of its range.
     pub fn new(groups: Vec<ParamGroup>, config: AdamWConfig) -> Result<Self> {
         check_config(&config)?;
         let mut seen = HashSet::new();
@@ -129,16 +129,10 @@ impl AdamW {
     /// returns the global norm of the gradients before clipping.
     ///
     /// # Errors
-    /// [`Training`](ErrorKind::Training) if the norm is not finite; then nothing has been changed.
+    /// [`Training`](crate::ErrorKind::Training) if the norm is not finite; then nothing has been changed.
     pub fn step(&mut self, grads: &GradStore, lr_factor: f64) -> Result<f64> {
-        let vars = self.groups.iter().flat_map(|group| group.slots.iter().map(|slot| &slot.var));
-        let norm = gradient_norm(grads, vars)?;
-        if !norm.is_finite() {
-            let broken: Vec<&str> = self.non_finite(grads)?;
-            let message =
-                format!("the gradients are not finite, of: {}; a lower learning rate may help", broken.join(", "));
-            return Err(ErrorKind::Training { step: self.steps + 1, message }.into());
-        }
+        let slots = self.groups.iter().flat_map(|group| &group.slots);
+        let norm = finite_norm(grads, slots.map(|slot| (slot.name.as_str(), &slot.var)), self.steps + 1)?;
         // The 1e-6 is torch.nn.utils.clip_grad_norm_'s.
         let scale = self.config.clip_norm.map_or(1.0, |most| (most / (norm + 1e-6)).min(1.0));
         let config = self.config;
@@ -167,16 +161,20 @@ impl AdamW {
         moments.collect()
     }
 
-    fn non_finite(&self, grads: &GradStore) -> Result<Vec<&str>> {
-        let mut names = Vec::new();
-        for slot in self.groups.iter().flat_map(|group| &group.slots) {
-            if let Some(grad) = grads.get(&slot.var)
-                && !sum_of_squares(grad)?.is_finite()
-            {
-                names.push(slot.name.as_str());
+    /// Puts back what [`AdamW::moments`] gave after `steps` steps, by name.
+    pub(super) fn restore(&mut self, steps: usize, moments: impl Fn(&str) -> Result<Moments>) -> Result<()> {
+        for slot in self.groups.iter_mut().flat_map(|group| &mut group.slots) {
+            let found = moments(&slot.name)?;
+            if found.first.dims() != slot.var.dims() || found.second.dims() != slot.var.dims() {
+                let message =
+                    format!("'{}' has {:?}, its moments {:?}", slot.name, slot.var.dims(), found.first.dims());
+                return Err(Error::argument("state", message));
             }
+            slot.state.set(&found.first, &found.second)?;
+            slot.steps = found.steps;
         }
-        Ok(names)
+        self.steps = steps;
+        Ok(())
     }
 }
 
@@ -205,6 +203,8 @@ fn check_config(config: &AdamWConfig) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device};
+
+    use crate::ErrorKind;
 
     use super::*;
 

@@ -15,19 +15,43 @@ pub enum Schedule {
         /// Steps of the rise; 0 for none.
         warmup_steps: usize,
     },
+    /// A linear rise, then the peak rate: `min(1, (step + 1) / warmup_steps)`.
+    WarmupConstant {
+        /// Steps of the rise; 0 for none.
+        warmup_steps: usize,
+    },
+    /// A linear rise times a line from 1 to 0 over all steps: `min(1, (step + 1) / warmup_steps) · (1 − step / steps)`.
+    WarmupLinear {
+        /// Steps of the rise; 0 for none.
+        warmup_steps: usize,
+    },
+    /// A linear rise, the peak rate, and at the end a cool-down to 0 as one minus a root, `1 − √(t / cooldown_steps)` with t the
+    /// steps into it (Hägele et al. 2024, arXiv 2405.18392, equation 1). A run may be prolonged from where its cool-down began.
+    WarmupCooldown {
+        /// Steps of the rise; 0 for none.
+        warmup_steps: usize,
+        /// Steps of the cool-down, counted from the end; 0 for none.
+        cooldown_steps: usize,
+    },
 }
 
 impl Schedule {
-    /// The factor of the peak rate at `step` (counted from 0) of `steps`; 0 from `steps` on, except for a constant rate.
+    /// The factor of the peak rate at `step` (counted from 0) of `steps`; 0 from `steps` on, except for constant rates.
     #[must_use]
     pub fn factor(&self, step: usize, steps: usize) -> f64 {
+        let rise = |warmup_steps: usize| ((step + 1) as f64 / warmup_steps.max(1) as f64).min(1.0);
+        let progress = step as f64 / steps.max(1) as f64;
         match *self {
             Self::Constant => 1.0,
-            Self::WarmupCosine { .. } if step >= steps => 0.0,
+            Self::WarmupConstant { warmup_steps } => rise(warmup_steps),
+            _ if step >= steps => 0.0,
             Self::WarmupCosine { warmup_steps } => {
-                let rise = ((step + 1) as f64 / warmup_steps.max(1) as f64).min(1.0);
-                let progress = step as f64 / steps as f64;
-                rise * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+                rise(warmup_steps) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+            }
+            Self::WarmupLinear { warmup_steps } => rise(warmup_steps) * (1.0 - progress),
+            Self::WarmupCooldown { warmup_steps, cooldown_steps } => {
+                let into = (step + cooldown_steps).saturating_sub(steps) as f64;
+                rise(warmup_steps) * (1.0 - (into / cooldown_steps.max(1) as f64).sqrt())
             }
         }
     }
@@ -46,6 +70,16 @@ mod tests {
         }
         assert_eq!(schedule.factor(330, 330), 0.0);
         assert_eq!(schedule.factor(0, 0), 0.0);
+    }
+
+    #[test]
+    fn lines_and_cool_downs_end_where_they_should() {
+        let linear = Schedule::WarmupLinear { warmup_steps: 4 };
+        assert_eq!([0, 3, 5, 9, 10].map(|s| linear.factor(s, 10)), [0.25, 0.7, 0.5, 1.0 - 0.9, 0.0]);
+        let cool = Schedule::WarmupCooldown { warmup_steps: 2, cooldown_steps: 4 };
+        assert_eq!([0, 1, 5, 6, 7, 10].map(|s| cool.factor(s, 10)), [0.5, 1.0, 1.0, 1.0, 0.5, 0.0]);
+        assert_eq!(Schedule::WarmupConstant { warmup_steps: 2 }.factor(50, 10), 1.0);
+        assert_eq!(Schedule::WarmupConstant { warmup_steps: 2 }.factor(0, 10), 0.5);
     }
 
     #[test]

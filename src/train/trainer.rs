@@ -1,46 +1,45 @@
 //! [`Trainer`]: contrastive training of a dual encoder on images with captions.
 //!
+//! A run that keeps checkpoints goes on after a crash and ends with the same weights bit for bit (on the CPU, with as many
+//! threads): order, captions and views are functions of the seed, the epoch and the image.
+//!
 //! An epoch visits every image once, in an order and with one of its captions drawn from the seed. A step is
-//! pooled (B,E) → features (B,D) → logits (B,B) → loss → gradients → AdamW → clamped logit scale. A frozen tower that sees the same
+//! pooled (B,E) → features (B,D) → logits (B,B) → loss → gradients → optimiser → clamped logit scale. A frozen tower that sees the same
 //! input every epoch runs once: then a step is a choice of rows and two projections.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::Var;
 
+use super::any_optimizer::Optimizer;
+use super::checkpoint::{self, CheckpointConfig, Place, Tensors};
 use super::config::{Evaluation, TrainConfig};
-use super::gradient_check::check_gradients;
+use super::ema::Ema;
+use super::groups::Rates;
 use super::halves::{Images, Texts};
-use super::optimizer::{AdamW, ParamGroup};
 use super::pooled::{paths, recalls};
 use super::progress::{Progress, Step, TrainReport};
+use super::step::Batch;
 use crate::data::{Sampler, Split};
-use crate::logit_scale::LogitScale;
-use crate::loss::ClipLoss;
-use crate::model::ClipConfig;
 use crate::retrieval::RetrievalReport;
-use crate::weights::Pattern;
-use crate::{ClipModel, ErrorKind, Result};
-
-/// Parameters whose gradient is zero by mathematics: softmax does not see what is added to all keys.
-const MAY_BE_ZERO: &str = "*.k_proj.bias";
-
-/// How many of a batch's images an error names.
-const NAMED_IMAGES: usize = 8;
+use crate::{ClipModel, Error, Result};
 
 /// Trains a model in place: its variables are the caller's.
 pub struct Trainer<'a> {
-    model: &'a ClipModel,
-    config: TrainConfig,
-    trainable: Vec<(String, Var)>,
-    optimizer: AdamW,
-    taken: usize,
+    pub(super) model: &'a ClipModel,
+    pub(super) config: TrainConfig,
+    pub(super) trainable: Vec<(String, Var)>,
+    pub(super) optimizer: Optimizer,
+    ema: Option<Ema>,
+    pub(super) taken: usize,
+    /// The sum of the epoch's losses so far.
+    loss_sum: f64,
 }
 
 /// What a run works on: the training and evaluation splits, and the outputs of frozen towers that see the same input every epoch.
 pub struct TrainData<'s> {
-    train: &'s Split,
+    pub(super) train: &'s Split,
     evaluation: Option<&'s Split>,
     images: Images,
     texts: Texts,
@@ -89,45 +88,40 @@ impl<'s> TrainData<'s> {
     }
 }
 
-/// What one step of a fit works on.
-struct Batch<'a> {
-    image_pooled: Tensor,
-    text_pooled: Tensor,
-    images: &'a [usize],
-}
-
-/// What one step found.
-struct Outcome {
-    loss: f64,
-    logit_scale: f64,
-    grad_norm: f64,
-}
-
 impl<'a> Trainer<'a> {
     /// A trainer of whatever is trainable in `model`: towers at the towers' rate, everything else at the heads'.
     ///
     /// # Errors
-    /// [`Argument`](ErrorKind::Argument) if nothing is trainable or the recipe has a rate out of range.
+    /// [`Argument`](crate::ErrorKind::Argument) if nothing is trainable or the recipe has a constant out of range.
     pub fn new(model: &'a ClipModel, config: TrainConfig) -> Result<Self> {
         let trainable = model.trainable();
         if trainable.is_empty() {
-            return Err(crate::Error::argument("model", "every parameter is frozen; there is nothing to train"));
+            return Err(Error::argument("model", "every parameter is frozen; there is nothing to train"));
         }
-        let in_tower = |(name, _): &(String, Var)| {
-            [ClipConfig::TEXT, ClipConfig::IMAGE].iter().any(|tower| name.split('.').next() == Some(tower))
+        if config.loss.wants_teacher() {
+            return Err(Error::argument(
+                "loss",
+                "wants a teacher, which the trainer has none of; write a loop of your own",
+            ));
+        }
+        let rates = Rates {
+            lr: config.lr,
+            tower_lr: config.tower_lr,
+            weight_decay: config.weight_decay,
+            layer_decay: config.layer_decay,
+            rules: &config.groups,
         };
-        let (towers, heads): (Vec<_>, Vec<_>) = trainable.iter().cloned().partition(in_tower);
-        let mut groups = ParamGroup::split_decay(heads, config.lr, config.weight_decay).to_vec();
-        groups.extend(ParamGroup::split_decay(towers, config.tower_lr, config.weight_decay));
-        let optimizer = AdamW::new(groups, config.optimizer)?;
-        Ok(Self { model, config, trainable, optimizer, taken: 0 })
+        let optimizer = Optimizer::new(rates.groups(&trainable, &model.parameters())?, config.optimizer)?;
+        let ema = config.ema.map(|decay| Ema::new(&trainable, decay)).transpose()?;
+        Ok(Self { model, config, trainable, optimizer, ema, taken: 0, loss_sum: 0.0 })
     }
 
     /// Trains on `train` and evaluates on `evaluation`, whose images lie under `folder`. `progress` is told of every batch.
     ///
     /// # Errors
-    /// [`Argument`](ErrorKind::Argument) if the recipe does not fit the split; [`Training`](ErrorKind::Training) if a trainable parameter gets no
-    /// gradient in the first step, or a loss or gradient is not finite, with the batch's images; [`File`](ErrorKind::File) if images are missing, and any error of reading one.
+    /// [`Argument`](crate::ErrorKind::Argument) if the recipe does not fit the split or the checkpoints; [`Training`](crate::ErrorKind::Training) if a
+    /// trainable parameter gets no gradient in the first step, or a loss or gradient is not finite, with the batch's images
+    /// (the last checkpoint stays); [`File`](crate::ErrorKind::File) if images are missing or a checkpoint cannot be written, and any error of reading one.
     pub fn fit(
         self,
         train: &Split,
@@ -145,24 +139,34 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// As [`Trainer::fit`].
     pub fn fit_prepared(mut self, data: &TrainData<'_>, mut progress: impl FnMut(&Progress)) -> Result<TrainReport> {
-        let steps = self.config.steps(data.train.image_count())?;
+        let images = data.train.image_count();
+        let steps = self.config.steps(images)?;
+        if let Some(checkpoints) = self.config.checkpoints.clone() {
+            self.begin(&checkpoints)?;
+        }
         let started = Instant::now();
         let (mut loss, mut found) = (f64::NAN, None);
-        for epoch in 0..self.config.epochs {
+        // A run that was over evaluates once more: its caller wants the report.
+        let first = (self.taken / self.config.steps_per_epoch(images)).min(self.config.epochs - 1);
+        for epoch in first..self.config.epochs {
             loss = self.epoch(epoch, steps, data, &mut progress)?;
             let due = self.config.evaluation == Evaluation::EachEpoch || epoch + 1 == self.config.epochs;
             if due {
-                found = data.evaluate(self.model, self.config.workers, &mut progress)?;
+                self.swap_average()?;
+                let report = data.evaluate(self.model, self.config.workers, &mut progress);
+                self.swap_average()?;
+                found = report?;
             }
             if let (true, Some(report)) = (due, found) {
                 progress(&Progress::Evaluated { epoch: epoch + 1, report });
             }
         }
+        self.swap_average()?;
         let seconds = started.elapsed().as_secs_f64();
         Ok(TrainReport { steps, loss, evaluation: found, prepare_seconds: data.seconds, seconds })
     }
 
-    /// One pass over the training images; returns the mean loss.
+    /// The rest of one pass over the training images; returns the mean loss.
     fn epoch(
         &mut self,
         epoch: usize,
@@ -170,20 +174,35 @@ impl<'a> Trainer<'a> {
         data: &TrainData<'_>,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<f64> {
-        let (batch_size, train) = (self.config.batch_size, data.train);
+        let (train, accumulate) = (data.train, self.config.accumulate);
+        let pairs = self.config.batch_size * accumulate;
+        let per_epoch = self.config.steps_per_epoch(train.image_count());
         let sampler = Sampler::new(self.config.seed);
-        let order = sampler.order(epoch, train.image_count());
-        let mut loader = data.images.epoch(&self.config, epoch, &order)?;
-        let (started, mut sum, mut done) = (Instant::now(), 0.0, 0);
-        for chosen in order.chunks_exact(batch_size) {
-            let caption = |&i: &usize| (i, sampler.caption(epoch, i, train.captions()[i].len()));
-            let captions: Vec<(usize, usize)> = chosen.iter().map(caption).collect();
-            let image_pooled = loader.next(self.model, chosen)?;
-            let text_pooled = data.texts.batch(self.model, train.captions(), &captions)?;
+        let mut order = sampler.order(epoch, train.image_count());
+        order.truncate(per_epoch * pairs);
+        let behind = self.taken - epoch * per_epoch;
+        let rest = &order[behind * pairs..];
+        let mut loader = data.images.epoch(&self.config, epoch, rest)?;
+        let started = Instant::now();
+        if behind == 0 {
+            self.loss_sum = 0.0;
+        }
+        for (done, chosen) in rest.chunks_exact(pairs).enumerate() {
+            let mut batches = Vec::with_capacity(accumulate);
+            for chosen in chosen.chunks_exact(self.config.batch_size) {
+                let caption = |&i: &usize| (i, sampler.caption(epoch, i, train.captions()[i].len()));
+                let captions: Vec<(usize, usize)> = chosen.iter().map(caption).collect();
+                let images = loader.next(self.model, chosen)?;
+                let texts = data.texts.batch(self.model, train.captions(), &captions)?;
+                batches.push(Batch { images, texts, captions });
+            }
             let lr_factor = self.config.schedule.factor(self.taken, steps);
-            let outcome = self.step(&Batch { image_pooled, text_pooled, images: chosen }, train, lr_factor)?;
-            sum += outcome.loss;
-            done += 1;
+            let outcome = self.step(&batches, train, lr_factor)?;
+            if let Some(ema) = &mut self.ema {
+                ema.update(self.taken)?;
+            }
+            self.loss_sum += outcome.loss;
+            self.keep(steps)?;
             progress(&Progress::Step(Step {
                 epoch: epoch + 1,
                 step: self.taken,
@@ -192,35 +211,57 @@ impl<'a> Trainer<'a> {
                 lr: self.config.lr * lr_factor,
                 grad_norm: outcome.grad_norm,
                 logit_scale: outcome.logit_scale,
-                pairs_per_second: (done * batch_size) as f64 / started.elapsed().as_secs_f64().max(1e-9),
+                pairs_per_second: ((done + 1) * pairs) as f64 / started.elapsed().as_secs_f64().max(1e-9),
             }));
         }
-        Ok(sum / f64::from(done.max(1) as u32))
+        Ok(self.loss_sum / per_epoch as f64)
     }
 
-    fn step(&mut self, batch: &Batch<'_>, train: &Split, lr_factor: f64) -> Result<Outcome> {
-        let model = self.model;
-        let image_features = model.project_image(&batch.image_pooled)?;
-        let output = model.output(image_features, model.project_text(&batch.text_pooled)?)?;
-        let loss = ClipLoss::new().from_logits(&output.logits_per_image)?;
-        let value = number(&loss)?;
-        if !value.is_finite() {
-            let named: Vec<&str> =
-                batch.images.iter().take(NAMED_IMAGES).map(|&i| train.images()[i].as_str()).collect();
-            let message = format!("the loss is {value}; the batch's images are {}, …", named.join(", "));
-            return Err(ErrorKind::Training { step: self.taken + 1, message }.into());
-        }
-        let grads = loss.backward()?;
-        if self.taken == 0 {
-            check_gradients(1, &self.trainable, &grads, &[Pattern::new(MAY_BE_ZERO)?])?;
-        }
-        let grad_norm = self.optimizer.step(&grads, lr_factor)?;
-        model.clamp_logit_scale(0.0, LogitScale::LARGEST)?;
-        self.taken += 1;
-        Ok(Outcome { loss: value, logit_scale: number(&output.logit_scale)?, grad_norm })
+    /// The averages into the model, or out of it.
+    fn swap_average(&mut self) -> Result<()> {
+        self.ema.as_mut().map_or(Ok(()), Ema::swap)
     }
-}
 
-fn number(scalar: &Tensor) -> Result<f64> {
-    Ok(scalar.detach().to_dtype(DType::F64)?.flatten_all()?.get(0)?.to_scalar()?)
+    /// Writes a checkpoint if one is due.
+    fn keep(&self, steps: usize) -> Result<()> {
+        let Some(config) = &self.config.checkpoints else { return Ok(()) };
+        if !self.taken.is_multiple_of(config.every) && self.taken != steps {
+            return Ok(());
+        }
+        let place = Place { step: self.taken, loss_bits: self.loss_sum.to_bits(), recipe: self.config.recipe() };
+        let weights = self.trainable.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
+        let ema = self.ema.iter().flat_map(Ema::tensors).map(|(name, t)| (name.to_string(), t.clone())).collect();
+        let tensors = Tensors { weights, optimizer: self.optimizer.state()?.into_iter().collect(), ema };
+        checkpoint::save(config, &place, &tensors)
+    }
+
+    /// Goes on from the newest checkpoint, or sees to it that there is none.
+    fn begin(&mut self, config: &CheckpointConfig) -> Result<()> {
+        if !config.resume {
+            if checkpoint::list(&config.folder)?.is_empty() {
+                return Ok(());
+            }
+            let message = "holds checkpoints of another run; resume it, or choose another folder";
+            return Err(Error::file(&config.folder, message));
+        }
+        let Some((path, place, tensors)) = checkpoint::newest(&config.folder)? else { return Ok(()) };
+        if place.recipe != self.config.recipe() {
+            let message = format!("is of another recipe: {}; this run's is {}", place.recipe, self.config.recipe());
+            return Err(Error::file(&path, message));
+        }
+        let same = tensors.weights.len() == self.trainable.len();
+        let fits = |(name, var): &(String, Var)| tensors.weights.get(name).is_some_and(|t| t.dims() == var.dims());
+        if !same || !self.trainable.iter().all(fits) {
+            return Err(Error::file(&path, "is of a model with other trainable parameters"));
+        }
+        for (name, var) in &self.trainable {
+            var.set(&tensors.weights[name].to_device(var.device())?.to_dtype(var.dtype())?)?;
+        }
+        self.optimizer.restore(place.step, &tensors.optimizer)?;
+        if let Some(ema) = &mut self.ema {
+            ema.restore(|name| tensors.ema.get(name).cloned())?;
+        }
+        (self.taken, self.loss_sum) = (place.step, f64::from_bits(place.loss_bits));
+        Ok(())
+    }
 }

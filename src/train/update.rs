@@ -93,6 +93,21 @@ impl State {
         })
     }
 
+    /// Replaces the means.
+    pub(super) fn set(&mut self, new_first: &Tensor, new_second: &Tensor) -> Result<()> {
+        match self {
+            Self::Host { first, second } => {
+                let values = |t: &Tensor| t.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+                (*first, *second) = (values(new_first)?, values(new_second)?);
+            }
+            Self::Tensors { first, second } => {
+                let like = |t: &Tensor, old: &Tensor| t.to_dtype(DType::F32)?.to_device(old.device());
+                (*first, *second) = (like(new_first, first)?, like(new_second, second)?);
+            }
+        }
+        Ok(())
+    }
+
     /// Updates `var` and its means by `grad`.
     pub(super) fn apply(&mut self, var: &Var, grad: &Tensor, update: Update) -> Result<()> {
         match self {

@@ -51,6 +51,22 @@ pub trait ParamSource: Send + Sync {
         let _ = (name, shape);
         None
     }
+
+    /// The low-rank adapter that the linear layer `module` has, where there is one: its matrices are then parameters too,
+    /// `module.lora_A.weight` and `module.lora_B.weight`.
+    fn adapter(&self, module: &str) -> Option<Adapter> {
+        let _ = module;
+        None
+    }
+}
+
+/// What is to be known of a linear layer's low-rank adapter besides its matrices.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Adapter {
+    /// Rank r of its matrices.
+    pub rank: usize,
+    /// By what its output is multiplied.
+    pub scale: f64,
 }
 
 /// The loading context: a source, a place in the tree of names, and the record of what was asked for.
@@ -66,6 +82,7 @@ pub struct Params {
 struct Record {
     tensors: BTreeMap<String, Weight>,
     buffers: BTreeSet<String>,
+    linears: BTreeSet<String>,
     problems: Vec<String>,
 }
 
@@ -148,6 +165,23 @@ impl Params {
         Ok(tensor)
     }
 
+    /// The adapter of the linear layer at this place in the tree, whose `weight` is (output, input): A (r, input), B (output, r)
+    /// and the factor of their product.
+    ///
+    /// # Errors
+    /// As [`Params::get`].
+    pub(crate) fn low_rank(&self, input: usize, output: usize) -> Result<Option<(Tensor, Tensor, f64)>> {
+        self.lock().linears.insert(self.prefix.clone());
+        let Some(Adapter { rank, scale }) = self.source.adapter(&self.prefix) else { return Ok(None) };
+        let down = self.get("lora_A.weight", &[rank, input], Init::ZEROS)?;
+        Ok(Some((down, self.get("lora_B.weight", &[output, rank], Init::ZEROS)?, scale)))
+    }
+
+    /// The places of all linear layers that were built.
+    pub(crate) fn linears(&self) -> BTreeSet<String> {
+        self.lock().linears.clone()
+    }
+
     /// Notes a problem that [`Params::finish`] is to report with the others, such as a tensor of the file that nobody asked for.
     pub fn note_problem(&self, problem: impl Into<String>) {
         self.lock().problems.push(problem.into());
@@ -161,7 +195,7 @@ impl Params {
         let mut record = self.lock();
         if record.problems.is_empty() {
             let (tensors, buffers) = (std::mem::take(&mut record.tensors), std::mem::take(&mut record.buffers));
-            return Ok(Parameters { tensors, buffers });
+            return Ok(Parameters { tensors, buffers, adapters: BTreeMap::new() });
         }
         let problems = std::mem::take(&mut record.problems);
         Err(ErrorKind::Tensors { source_name: source_name.to_string(), problems }.into())
@@ -170,7 +204,8 @@ impl Params {
     /// Ends the building with what there is and what is wrong.
     pub(crate) fn finish_with_problems(&self) -> (Parameters, Vec<String>) {
         let record = std::mem::take(&mut *self.lock());
-        (Parameters { tensors: record.tensors, buffers: record.buffers }, record.problems)
+        let parameters = Parameters { tensors: record.tensors, buffers: record.buffers, adapters: BTreeMap::new() };
+        (parameters, record.problems)
     }
 
     fn full(&self, name: &str) -> String {
@@ -188,6 +223,7 @@ impl Params {
 pub struct Parameters {
     tensors: BTreeMap<String, Weight>,
     buffers: BTreeSet<String>,
+    adapters: BTreeMap<String, Adapter>,
 }
 
 impl Parameters {
@@ -247,7 +283,7 @@ impl Parameters {
             };
             Ok((name.clone(), weight))
         };
-        Ok(Self { tensors: self.tensors.iter().map(pick).collect::<Result<_>>()?, buffers: self.buffers.clone() })
+        Ok(Self { tensors: self.tensors.iter().map(pick).collect::<Result<_>>()?, ..self.clone() })
     }
 
     /// The same parameters seen without gradients: every tensor shares its storage with this one's.
@@ -258,7 +294,7 @@ impl Parameters {
             packed => packed.clone(),
         };
         let tensors = self.tensors.iter().map(|(name, weight)| (name.clone(), detached(weight))).collect();
-        Self { tensors, buffers: self.buffers.clone() }
+        Self { tensors, ..self.clone() }
     }
 
     /// Puts `prefix.` in front of every name.
@@ -285,13 +321,46 @@ impl Parameters {
     fn renamed(&self, rename: impl Fn(&str) -> Option<String>) -> Self {
         let tensors = self.tensors.iter().filter_map(|(name, tensor)| Some((rename(name)?, tensor.clone())));
         let buffers = self.buffers.iter().filter_map(|name| rename(name));
-        Self { tensors: tensors.collect(), buffers: buffers.collect() }
+        let adapters = self.adapters.iter().filter_map(|(module, adapter)| Some((rename(module)?, *adapter)));
+        Self { tensors: tensors.collect(), buffers: buffers.collect(), adapters: adapters.collect() }
     }
 
     /// These and the other's parameters in one.
     pub fn extend(&mut self, other: Self) {
         self.tensors.extend(other.tensors);
         self.buffers.extend(other.buffers);
+        self.adapters.extend(other.adapters);
+    }
+
+    /// The linear layers that have low-rank adapters.
+    pub fn adapters(&self) -> impl Iterator<Item = (&str, Adapter)> {
+        self.adapters.iter().map(|(module, adapter)| (module.as_str(), *adapter))
+    }
+
+    /// Gives the linear layer `module` an adapter of `down` (r, input) and `up` (output, r).
+    pub(crate) fn insert_adapter(&mut self, module: &str, adapter: Adapter, down: Tensor, up: Tensor) {
+        self.adapters.insert(module.to_string(), adapter);
+        self.tensors.insert(format!("{module}.lora_A.weight"), Weight::Plain(down));
+        self.tensors.insert(format!("{module}.lora_B.weight"), Weight::Plain(up));
+    }
+
+    /// The same with every adapter's `scale · B·A` added to its layer's weight, and without adapters.
+    pub(crate) fn merged(&self) -> Result<Self> {
+        let mut merged = Self { adapters: BTreeMap::new(), ..self.clone() };
+        for (module, adapter) in &self.adapters {
+            let mut take = |name: &str| merged.tensors.remove(&format!("{module}.{name}.weight"));
+            let (Some(down), Some(up)) = (take("lora_A"), take("lora_B")) else { continue };
+            if let Some(weight) = merged.tensors.get_mut(&format!("{module}.weight")) {
+                *weight = plus_product(weight, &up.to_tensor()?, &down.to_tensor()?, adapter.scale)?;
+            }
+        }
+        Ok(merged)
+    }
+
+    /// The parameter of that name as it is kept.
+    #[must_use]
+    pub fn weight(&self, name: &str) -> Option<&Weight> {
+        self.tensors.get(name)
     }
 
     /// The parameter of that name, unpacked.
@@ -299,6 +368,20 @@ impl Parameters {
     pub fn get(&self, name: &str) -> Option<Tensor> {
         self.tensors.get(name)?.to_tensor().ok()
     }
+}
+
+/// `weight + scale · up·down`, kept as the weight was: a variable, a tensor, packed.
+fn plus_product(weight: &Weight, up: &Tensor, down: &Tensor, scale: f64) -> Result<Weight> {
+    let single = |tensor: &Tensor| tensor.detach().to_dtype(DType::F32);
+    let product = (single(up)?.matmul(&single(down)?)? * scale)?;
+    let sum = (single(&weight.to_tensor()?)? + product)?.to_dtype(weight.dtype())?;
+    Ok(match weight {
+        Weight::Plain(tensor) if tensor.is_variable() => Weight::Plain(Var::from_tensor(&sum)?.into_inner()),
+        Weight::Plain(_) => Weight::Plain(sum),
+        Weight::Packed(packed) => {
+            PackedWeight::pack(&sum, packed.packing())?.map_or(Weight::Plain(sum), Weight::Packed)
+        }
+    })
 }
 
 /// Already built parameters are a source too: a tower is rebuilt from them to freeze it or to run it without a graph.
@@ -316,6 +399,10 @@ impl ParamSource for Parameters {
             Some(Weight::Packed(packed)) if packed.dims() == shape => Some(packed.clone()),
             _ => None,
         }
+    }
+
+    fn adapter(&self, module: &str) -> Option<Adapter> {
+        self.adapters.get(module).copied()
     }
 }
 

@@ -307,12 +307,12 @@ fn parent(path: &Path) -> &Path {
 
 /// Makes a rename in `dir` last through a power cut.
 #[cfg(unix)]
-fn sync_folder(dir: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
 // Elsewhere folders cannot be opened; the file system orders renames itself.
 #[cfg(not(unix))]
-fn sync_folder(_dir: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder(_dir: &Path) -> io::Result<()> {
     Ok(())
 }

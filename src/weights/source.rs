@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::checkpoint::Checkpoint;
 use super::names::{Renames, View, nearest};
-use super::params::{Init, ParamSource, Parameters};
+use super::params::{Adapter, Init, ParamSource, Parameters};
 use crate::ops::PackedWeight;
 use crate::{Error, Result};
 
@@ -302,5 +302,9 @@ impl<S: ParamSource + ?Sized> ParamSource for Arc<S> {
 
     fn packed(&self, name: &str, shape: &[usize]) -> Option<PackedWeight> {
         (**self).packed(name, shape)
+    }
+
+    fn adapter(&self, module: &str) -> Option<Adapter> {
+        (**self).adapter(module)
     }
 }

@@ -1,0 +1,140 @@
+//! One step of [`Trainer`]: loss and gradients of its batches, checked, and the optimiser's move.
+
+use std::collections::HashMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor};
+
+use super::config::Duplicates;
+use super::grad_cache::{CachedSide, GradientSum, cached_backward};
+use super::gradient_check::check_gradients;
+use super::halves::{ImageBatch, TextBatch};
+use super::trainer::Trainer;
+use crate::data::Split;
+use crate::logit_scale::LogitScale;
+use crate::loss::{Pairs, Positives};
+use crate::weights::Pattern;
+use crate::{ErrorKind, Result, ops};
+
+/// Parameters whose gradient mathematics makes zero: softmax does not see what is added to all keys, and LoRA's A is behind a B
+/// that starts at zero.
+const MAY_BE_ZERO: [&str; 2] = ["*.k_proj.bias", "*.lora_A.weight"];
+
+/// How many of a batch's images an error names.
+const NAMED_IMAGES: usize = 8;
+
+/// A batch of one loss.
+pub(super) struct Batch {
+    /// What is known of the images.
+    pub(super) images: ImageBatch,
+    /// What is known of the texts.
+    pub(super) texts: TextBatch,
+    /// Each pair's image and its caption, as indices.
+    pub(super) captions: Vec<(usize, usize)>,
+}
+
+/// What one step found.
+pub(super) struct Outcome {
+    /// The mean of the batches' losses.
+    pub(super) loss: f64,
+    /// The factor that it was worked out with.
+    pub(super) logit_scale: f64,
+    /// The norm of the gradients before clipping.
+    pub(super) grad_norm: f64,
+}
+
+impl Trainer<'_> {
+    /// One step of the optimiser, on the mean of the batches' losses.
+    pub(super) fn step(&mut self, batches: &[Batch], train: &Split, lr_factor: f64) -> Result<Outcome> {
+        let logit_scale = self.model.logit_scale()?;
+        let (grads, loss) = match batches {
+            [batch] => self.gradients(batch, train)?,
+            _ => {
+                let (mut sum, mut mean) = (GradientSum::new(&self.trainable), 0.0);
+                let share = 1.0 / batches.len() as f64;
+                for batch in batches {
+                    let (grads, loss) = self.gradients(batch, train)?;
+                    sum.add(&grads, share)?;
+                    mean += share * loss;
+                }
+                (sum.finish(), mean)
+            }
+        };
+        if self.taken == 0 {
+            let may_be_zero = MAY_BE_ZERO.map(Pattern::new).into_iter().collect::<Result<Vec<_>>>()?;
+            check_gradients(1, &self.trainable, &grads, &may_be_zero)?;
+        }
+        let stepped = self.optimizer.step(&grads, lr_factor);
+        let grad_norm = stepped.map_err(|error| match error.kind() {
+            ErrorKind::Training { message, .. } => {
+                let message = format!("{message}; the images are {}", named(batches, train));
+                ErrorKind::Training { step: self.taken + 1, message }.into()
+            }
+            _ => error,
+        })?;
+        if self.config.loss.bounds_scale() {
+            self.model.clamp_logit_scale(0.0, LogitScale::LARGEST)?;
+        }
+        self.taken += 1;
+        Ok(Outcome { loss, logit_scale, grad_norm })
+    }
+
+    /// The gradients of one batch, and its loss.
+    fn gradients(&self, batch: &Batch, train: &Split) -> Result<(GradStore, f64)> {
+        let positives = self.positives(batch, train)?;
+        let loss = |images: &Tensor, texts: &Tensor| self.loss(images, texts, positives.as_ref());
+        let model = self.model;
+        let rows = batch.captions.len();
+        let Some(chunk) = self.config.micro_batch.filter(|&chunk| chunk < rows) else {
+            let value = loss(&batch.images.features(model, 0..rows)?, &batch.texts.features(model, 0..rows)?)?;
+            let number = self.finite(&value, batch, train)?;
+            return Ok((value.backward()?, number));
+        };
+        let images = CachedSide { rows, encode: &|rows| batch.images.features(model, rows) };
+        let texts = CachedSide { rows, encode: &|rows| batch.texts.features(model, rows) };
+        let (value, grads) = cached_backward(&images, &texts, chunk, &self.trainable, loss)?;
+        Ok((grads, self.finite(&value, batch, train)?))
+    }
+
+    fn loss(&self, image_features: &Tensor, text_features: &Tensor, positives: Option<&Positives>) -> Result<Tensor> {
+        let (images, texts) = (ops::l2_normalize(image_features)?, ops::l2_normalize(text_features)?);
+        let (scale, bias) = self.model.logit_factor(&images)?;
+        self.config.loss.of(&Pairs { logit_bias: bias.as_ref(), positives, ..Pairs::new(&images, &texts, &scale) })
+    }
+
+    /// Which pairs have a caption in common, where that counts and there are any.
+    fn positives(&self, batch: &Batch, train: &Split) -> Result<Option<Positives>> {
+        if self.config.duplicates == Duplicates::Negatives {
+            return Ok(None);
+        }
+        let mut seen = HashMap::new();
+        let mut id = |&(image, caption): &(usize, usize)| {
+            let next = seen.len() as u64;
+            *seen.entry(train.captions()[image][caption].as_str()).or_insert(next)
+        };
+        let captions: Vec<u64> = batch.captions.iter().map(&mut id).collect();
+        let images: Vec<u64> = batch.captions.iter().map(|&(image, _)| image as u64).collect();
+        Ok(Some(Positives::from_pairs(&images, &captions)?).filter(|positives| !positives.is_one_by_one()))
+    }
+
+    /// The loss as a number, or an error that names the batch's images.
+    fn finite(&self, loss: &Tensor, batch: &Batch, train: &Split) -> Result<f64> {
+        let value = loss.detach().to_dtype(DType::F64)?.flatten_all()?.get(0)?.to_scalar::<f64>()?;
+        if value.is_finite() {
+            return Ok(value);
+        }
+        let images = named(std::slice::from_ref(batch), train);
+        let message = format!("the loss is {value}; the batch's images are {images}");
+        Err(ErrorKind::Training { step: self.taken + 1, message }.into())
+    }
+}
+
+/// The first images of some batches.
+fn named(batches: &[Batch], train: &Split) -> String {
+    let all = batches.iter().flat_map(|batch| &batch.captions);
+    let mut names: Vec<&str> = all.take(NAMED_IMAGES).map(|&(i, _)| train.images()[i].as_str()).collect();
+    if batches.iter().map(|batch| batch.captions.len()).sum::<usize>() > NAMED_IMAGES {
+        names.push("…");
+    }
+    names.join(", ")
+}
