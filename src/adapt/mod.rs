@@ -1,6 +1,9 @@
 //! Adapting a model with few numbers: low-rank adapters ([`LoraConfig`], [`ClipModel::with_lora`](crate::ClipModel::with_lora)).
 
+mod lbfgs;
+mod linear_probe;
 mod lora;
 mod peft;
 
+pub use linear_probe::{LinearProbe, ProbeConfig};
 pub use lora::LoraConfig;

@@ -4,8 +4,10 @@ use super::any_optimizer::OptimizerConfig;
 use super::checkpoint::CheckpointConfig;
 use super::groups::GroupRule;
 use super::schedule::Schedule;
+use super::watch::EarlyStop;
 use crate::image::Augment;
 use crate::loss::Loss;
+use crate::towers::PatchDropout;
 use crate::{Error, Result};
 
 /// The recipe of a run. The default is the origin's for trained heads on frozen towers.
@@ -48,10 +50,15 @@ pub struct TrainConfig {
     pub workers: usize,
     /// Random views of the training images.
     pub augment: Augment,
+    /// The share of the patches that a trained image tower looks at in a step ([`PatchDropout`](crate::towers::PatchDropout)); 1 for
+    /// all. Evaluation looks at all.
+    pub patch_keep: f64,
     /// How many bytes of resized images are kept in memory between epochs.
     pub image_cache_bytes: usize,
     /// When the evaluation split is evaluated.
     pub evaluation: Evaluation,
+    /// When the run ends before its last epoch, and which weights it then leaves; `None` for all epochs and the last weights.
+    pub early_stop: Option<EarlyStop>,
 }
 
 /// What two pairs of a batch with the same caption are to each other.
@@ -95,8 +102,10 @@ impl Default for TrainConfig {
             seed: 0,
             workers: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             augment: Augment::default(),
+            patch_keep: 1.0,
             image_cache_bytes: 2 << 30,
             evaluation: Evaluation::EachEpoch,
+            early_stop: None,
         }
     }
 }
@@ -123,6 +132,7 @@ impl TrainConfig {
         if self.workers == 0 {
             return Err(Error::argument("workers", "is 0; at least 1 is needed"));
         }
+        PatchDropout::new(self.patch_keep, Vec::new())?;
         if self.micro_batch == Some(0) {
             return Err(Error::argument("micro_batch", "is 0; at least 1 is needed, or none for the whole batch"));
         }

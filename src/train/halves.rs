@@ -15,7 +15,8 @@ use crate::data::{BatchLoader, LastBatch, LoaderConfig};
 use crate::image::image_crate::RgbImage;
 use crate::image::{Augment, ImageProcessor, ImageSize, PixelArray};
 use crate::text::TokenBatch;
-use crate::{ClipModel, Error, Result};
+use crate::towers::PatchDropout;
+use crate::{ClipModel, Error, Result, ops};
 
 /// Pooled outputs (N,E) of different inputs, and which row each input has.
 pub(super) struct Kept {
@@ -30,16 +31,9 @@ impl Kept {
         evaluation: &[T],
         pool: impl FnOnce(&[T]) -> Result<Tensor>,
     ) -> Result<Self> {
-        let (mut place, mut inputs) = (HashMap::new(), Vec::new());
-        let mut row = |input: &T| {
-            *place.entry(input.clone()).or_insert_with(|| {
-                inputs.push(input.clone());
-                (inputs.len() - 1) as u32
-            })
-        };
-        let train = train.iter().map(&mut row).collect();
-        let evaluation = evaluation.iter().map(&mut row).collect();
-        Ok(Self { rows: pool(&inputs)?, train, evaluation })
+        let (inputs, mut rows) = distinct(train.iter().chain(evaluation));
+        let evaluation = rows.split_off(train.len());
+        Ok(Self { rows: pool(&inputs)?, train: rows, evaluation })
     }
 
     /// The rows of these training inputs.
@@ -51,6 +45,21 @@ impl Kept {
     fn evaluation(&self) -> Result<Tensor> {
         select(&self.rows, &self.evaluation)
     }
+}
+
+/// The different ones of `inputs`, in the order in which they first appear, and which of them each input is.
+pub(super) fn distinct<'i, T: std::hash::Hash + Eq + Clone + 'i>(
+    inputs: impl IntoIterator<Item = &'i T>,
+) -> (Vec<T>, Vec<u32>) {
+    let (mut place, mut different) = (HashMap::new(), Vec::new());
+    let mut row = |input: &T| {
+        *place.entry(input.clone()).or_insert_with(|| {
+            different.push(input.clone());
+            (different.len() - 1) as u32
+        })
+    };
+    let rows = inputs.into_iter().map(&mut row).collect();
+    (different, rows)
 }
 
 /// Where a batch's images come from.
@@ -65,8 +74,28 @@ pub(super) enum Images {
 pub(super) enum EpochImages<'a> {
     /// Rows to choose from.
     Kept(&'a Kept),
-    /// Pixel values from the worker threads.
-    Loaded(BatchLoader<PixelArray>),
+    /// Pixel values from the worker threads, and what decides which patches are dropped.
+    Loaded(BatchLoader<PixelArray>, Draws),
+}
+
+/// Which patches an epoch drops.
+#[derive(Clone, Copy)]
+pub(super) struct Draws {
+    keep: f64,
+    seed: u64,
+    epoch: usize,
+}
+
+impl Draws {
+    /// Of these images, if the tower is trained and patches are dropped at all.
+    fn of(self, model: &ClipModel, indices: &[usize]) -> Result<Option<PatchDropout>> {
+        let Self { keep, seed, epoch } = self;
+        if keep == 1.0 || model.image_encoder().is_frozen() {
+            return Ok(None);
+        }
+        let draw = |i: &usize| crate::random::hash(format!("{seed}/{epoch}/{i}").into_bytes());
+        PatchDropout::new(keep, indices.iter().map(draw).collect()).map(Some)
+    }
 }
 
 impl Images {
@@ -92,9 +121,10 @@ impl Images {
             Self::Files(images) => {
                 let (images, augment, seed) = (images.clone(), config.augment, config.seed);
                 let job = move |i| images.view(i, &augment, seed, epoch);
-                let TrainConfig { batch_size, workers, .. } = *config;
+                let TrainConfig { batch_size, workers, patch_keep: keep, .. } = *config;
                 let config = LoaderConfig { batch_size, workers, prefetch: 2, last: LastBatch::Drop };
-                Ok(EpochImages::Loaded(BatchLoader::new(order.to_vec(), config, job)?))
+                let draws = Draws { keep, seed, epoch };
+                Ok(EpochImages::Loaded(BatchLoader::new(order.to_vec(), config, job)?, draws))
             }
         }
     }
@@ -119,10 +149,11 @@ impl EpochImages<'_> {
     pub(super) fn next(&mut self, model: &ClipModel, indices: &[usize]) -> Result<ImageBatch> {
         match self {
             Self::Kept(kept) => kept.train(indices).map(ImageBatch::Pooled),
-            Self::Loaded(loader) => {
+            Self::Loaded(loader, draws) => {
                 let ended = || Error::argument("order", "the loader ended before the epoch");
                 let arrays = loader.next().ok_or_else(ended)??;
-                PixelArray::stack(&arrays, model.image_encoder().device()).map(ImageBatch::Pixels)
+                let pixel_values = PixelArray::stack(&arrays, model.image_encoder().device())?;
+                Ok(ImageBatch::Pixels(pixel_values, draws.of(model, indices)?))
             }
         }
     }
@@ -132,8 +163,8 @@ impl EpochImages<'_> {
 pub(super) enum ImageBatch {
     /// Outputs of the frozen tower (B,E).
     Pooled(Tensor),
-    /// Pixel values (B,C,H,W).
-    Pixels(Tensor),
+    /// Pixel values (B,C,H,W), and which of their patches the tower looks at, if not at all.
+    Pixels(Tensor, Option<PatchDropout>),
 }
 
 impl ImageBatch {
@@ -143,8 +174,24 @@ impl ImageBatch {
             |t: &Tensor| if rows.len() == t.dim(0)? { Ok(t.clone()) } else { t.narrow(0, rows.start, rows.len()) };
         match self {
             Self::Pooled(pooled) => model.project_image(&part(pooled)?),
-            Self::Pixels(pixels) => model.project_image(&model.image_encoder().pooled(&part(pixels)?.contiguous()?)?),
+            Self::Pixels(pixels, dropout) => {
+                let (encoder, pixels) = (model.image_encoder(), part(pixels)?.contiguous()?);
+                let pooled = match dropout {
+                    Some(dropout) => encoder.pooled_of_some(&pixels, &dropout.rows(rows))?,
+                    None => encoder.pooled(&pixels)?,
+                };
+                model.project_image(&pooled)
+            }
         }
+    }
+
+    /// Unit rows (B,D) of all, without a graph.
+    pub(super) fn embeds_detached(&self, model: &ClipModel) -> Result<Tensor> {
+        let pooled = match self {
+            Self::Pooled(pooled) => pooled.clone(),
+            Self::Pixels(pixels, _) => model.image_encoder().pooled_detached(pixels)?,
+        };
+        ops::l2_normalize(&model.project_image(&pooled)?.detach())
     }
 }
 

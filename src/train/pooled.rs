@@ -78,6 +78,25 @@ pub(super) fn pool_texts(model: &ClipModel, texts: &[&str], progress: &mut dyn F
     })
 }
 
+/// Unit rows of image files (N,D).
+pub(super) fn embed_files(
+    model: &ClipModel,
+    files: &[PathBuf],
+    workers: usize,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Embeddings> {
+    Embeddings::from_features(&model.project_image(&pool_images(model, files, workers, progress)?)?)
+}
+
+/// Unit rows of captions (M,D).
+pub(super) fn embed_captions(
+    model: &ClipModel,
+    texts: &[&str],
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Embeddings> {
+    Embeddings::from_features(&model.project_text(&pool_texts(model, texts, progress)?)?)
+}
+
 /// The rows `indices` of `rows`.
 pub(super) fn select(rows: &Tensor, indices: &[u32]) -> Result<Tensor> {
     Ok(rows.index_select(&Tensor::new(indices, rows.device())?, 0)?)

@@ -18,9 +18,12 @@ use super::config::{Evaluation, TrainConfig};
 use super::ema::Ema;
 use super::groups::Rates;
 use super::halves::{Images, Texts};
+use super::pitfalls::Pitfalls;
 use super::pooled::{paths, recalls};
 use super::progress::{Progress, Step, TrainReport};
 use super::step::Batch;
+use super::teacher::{TeacherConfig, TeacherData};
+use super::watch::Watch;
 use crate::data::{Sampler, Split};
 use crate::retrieval::RetrievalReport;
 use crate::{ClipModel, Error, Result};
@@ -32,6 +35,9 @@ pub struct Trainer<'a> {
     pub(super) trainable: Vec<(String, Var)>,
     pub(super) optimizer: Optimizer,
     ema: Option<Ema>,
+    teacher: Option<(ClipModel, TeacherConfig)>,
+    pub(super) watch: Watch,
+    pub(super) pitfalls: Pitfalls,
     pub(super) taken: usize,
     /// The sum of the epoch's losses so far.
     loss_sum: f64,
@@ -45,6 +51,7 @@ pub struct TrainData<'s> {
     texts: Texts,
     test_files: Vec<PathBuf>,
     test_texts: Vec<&'s str>,
+    teacher: Option<TeacherData>,
     seconds: f64,
 }
 
@@ -71,11 +78,34 @@ impl<'s> TrainData<'s> {
         let images = Images::new(model, config, train_files, &test_files, &mut progress)?;
         let texts = Texts::new(model, train.captions(), &test_texts, &mut progress)?;
         let seconds = started.elapsed().as_secs_f64();
-        Ok(Self { train, evaluation, images, texts, test_files, test_texts, seconds })
+        Ok(Self { train, evaluation, images, texts, test_files, test_texts, teacher: None, seconds })
+    }
+
+    /// The same data with what `teacher` makes of the training images, which lie under `folder`, and of their captions.
+    ///
+    /// # Errors
+    /// [`File`](crate::ErrorKind::File) if [`TeacherConfig::cache`] names a file of something else or cannot be written, and any
+    /// error of reading an image.
+    pub fn with_teacher(
+        self,
+        teacher: &ClipModel,
+        teaching: &TeacherConfig,
+        config: &TrainConfig,
+        folder: impl AsRef<Path>,
+        mut progress: impl FnMut(&Progress),
+    ) -> Result<Self> {
+        let (started, files) = (Instant::now(), paths(folder.as_ref(), self.train.images()));
+        let teacher = TeacherData::new(teacher, teaching, config, self.train, files, &mut progress)?;
+        Ok(Self { teacher: Some(teacher), seconds: self.seconds + started.elapsed().as_secs_f64(), ..self })
+    }
+
+    /// Whether there is an evaluation split.
+    pub(super) fn has_evaluation(&self) -> bool {
+        self.evaluation.is_some()
     }
 
     /// Recall on the evaluation split, if there is one.
-    fn evaluate(
+    pub(super) fn evaluate(
         &self,
         model: &ClipModel,
         workers: usize,
@@ -98,12 +128,6 @@ impl<'a> Trainer<'a> {
         if trainable.is_empty() {
             return Err(Error::argument("model", "every parameter is frozen; there is nothing to train"));
         }
-        if config.loss.wants_teacher() {
-            return Err(Error::argument(
-                "loss",
-                "wants a teacher, which the trainer has none of; write a loop of your own",
-            ));
-        }
         let rates = Rates {
             lr: config.lr,
             tower_lr: config.tower_lr,
@@ -113,7 +137,15 @@ impl<'a> Trainer<'a> {
         };
         let optimizer = Optimizer::new(rates.groups(&trainable, &model.parameters())?, config.optimizer)?;
         let ema = config.ema.map(|decay| Ema::new(&trainable, decay)).transpose()?;
-        Ok(Self { model, config, trainable, optimizer, ema, taken: 0, loss_sum: 0.0 })
+        let (watch, pitfalls) = (Watch::default(), Pitfalls::default());
+        Ok(Self { model, config, trainable, optimizer, ema, teacher: None, watch, pitfalls, taken: 0, loss_sum: 0.0 })
+    }
+
+    /// The same with a teacher for a loss that wants one ([`DistillLoss`](crate::loss::DistillLoss)); nothing of it is trained.
+    /// [`Trainer::fit_prepared`] takes [`TrainData::with_teacher`] instead.
+    #[must_use]
+    pub fn with_teacher(self, teacher: &ClipModel, teaching: TeacherConfig) -> Self {
+        Self { teacher: Some((teacher.clone(), teaching)), ..self }
     }
 
     /// Trains on `train` and evaluates on `evaluation`, whose images lie under `folder`. `progress` is told of every batch.
@@ -123,13 +155,18 @@ impl<'a> Trainer<'a> {
     /// trainable parameter gets no gradient in the first step, or a loss or gradient is not finite, with the batch's images
     /// (the last checkpoint stays); [`File`](crate::ErrorKind::File) if images are missing or a checkpoint cannot be written, and any error of reading one.
     pub fn fit(
-        self,
+        mut self,
         train: &Split,
         folder: impl AsRef<Path>,
         evaluation: Option<&Split>,
         mut progress: impl FnMut(&Progress),
     ) -> Result<TrainReport> {
-        let data = TrainData::prepare(self.model, &self.config, train, folder, evaluation, &mut progress)?;
+        self.check_teacher(self.teacher.is_some())?;
+        let folder = folder.as_ref();
+        let mut data = TrainData::prepare(self.model, &self.config, train, folder, evaluation, &mut progress)?;
+        if let Some((teacher, teaching)) = self.teacher.take() {
+            data = data.with_teacher(&teacher, &teaching, &self.config, folder, &mut progress)?;
+        }
         self.fit_prepared(&data, progress)
     }
 
@@ -139,6 +176,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// As [`Trainer::fit`].
     pub fn fit_prepared(mut self, data: &TrainData<'_>, mut progress: impl FnMut(&Progress)) -> Result<TrainReport> {
+        self.check_teacher(data.teacher.is_some())?;
         let images = data.train.image_count();
         let steps = self.config.steps(images)?;
         if let Some(checkpoints) = self.config.checkpoints.clone() {
@@ -146,24 +184,45 @@ impl<'a> Trainer<'a> {
         }
         let started = Instant::now();
         let (mut loss, mut found) = (f64::NAN, None);
+        self.watch_start(data, &mut progress)?;
         // A run that was over evaluates once more: its caller wants the report.
-        let first = (self.taken / self.config.steps_per_epoch(images)).min(self.config.epochs - 1);
+        let trained = self.taken / self.config.steps_per_epoch(images);
+        let first = self.watch.first_epoch(trained, self.config.early_stop.as_ref()).min(self.config.epochs - 1);
+        let each = self.config.evaluation == Evaluation::EachEpoch || self.config.early_stop.is_some();
         for epoch in first..self.config.epochs {
             loss = self.epoch(epoch, steps, data, &mut progress)?;
-            let due = self.config.evaluation == Evaluation::EachEpoch || epoch + 1 == self.config.epochs;
-            if due {
-                self.swap_average()?;
-                let report = data.evaluate(self.model, self.config.workers, &mut progress);
-                self.swap_average()?;
-                found = report?;
+            if each || epoch + 1 == self.config.epochs {
+                found = self.evaluate(epoch + 1, data, &mut progress)?;
             }
-            if let (true, Some(report)) = (due, found) {
-                progress(&Progress::Evaluated { epoch: epoch + 1, report });
+            if self.watch.stopped().is_some() {
+                self.config.checkpoints.iter().try_for_each(|config| self.write(config))?;
+                break;
             }
         }
         self.swap_average()?;
-        let seconds = started.elapsed().as_secs_f64();
-        Ok(TrainReport { steps, loss, evaluation: found, prepare_seconds: data.seconds, seconds })
+        let best = self.leave_best(data, &mut progress)?;
+        Ok(TrainReport {
+            steps: self.taken,
+            loss,
+            evaluation: best.or(found),
+            canary: self.watch.report(),
+            best_epoch: self.watch.best_epoch(),
+            stopped: self.watch.stopped(),
+            geometry: self.pitfalls.geometry,
+            warnings: self.pitfalls.all,
+            prepare_seconds: data.seconds,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// A loss that wants a teacher must have one, and a teacher a loss that looks at it.
+    fn check_teacher(&self, found: bool) -> Result<()> {
+        let message = match (self.config.loss.wants_teacher(), found) {
+            (true, false) => "wants a teacher: give one by `with_teacher`",
+            (false, true) => "does not look at the teacher: put a DistillLoss around it",
+            _ => return Ok(()),
+        };
+        Err(Error::argument("loss", message))
     }
 
     /// The rest of one pass over the training images; returns the mean loss.
@@ -183,6 +242,7 @@ impl<'a> Trainer<'a> {
         let behind = self.taken - epoch * per_epoch;
         let rest = &order[behind * pairs..];
         let mut loader = data.images.epoch(&self.config, epoch, rest)?;
+        let mut teacher = data.teacher.as_ref().map(|t| t.epoch(&self.config, epoch, rest)).transpose()?;
         let started = Instant::now();
         if behind == 0 {
             self.loss_sum = 0.0;
@@ -194,10 +254,13 @@ impl<'a> Trainer<'a> {
                 let captions: Vec<(usize, usize)> = chosen.iter().map(caption).collect();
                 let images = loader.next(self.model, chosen)?;
                 let texts = data.texts.batch(self.model, train.captions(), &captions)?;
-                batches.push(Batch { images, texts, captions });
+                let device = self.model.image_encoder().device();
+                let teacher = teacher.as_mut().map(|teacher| teacher.next(&captions, device)).transpose()?;
+                batches.push(Batch { images, texts, captions, teacher });
             }
             let lr_factor = self.config.schedule.factor(self.taken, steps);
             let outcome = self.step(&batches, train, lr_factor)?;
+            self.warn(epoch, &outcome, self.taken == (epoch + 1) * per_epoch, progress)?;
             if let Some(ema) = &mut self.ema {
                 ema.update(self.taken)?;
             }
@@ -218,8 +281,17 @@ impl<'a> Trainer<'a> {
     }
 
     /// The averages into the model, or out of it.
-    fn swap_average(&mut self) -> Result<()> {
+    pub(super) fn swap_average(&mut self) -> Result<()> {
         self.ema.as_mut().map_or(Ok(()), Ema::swap)
+    }
+
+    /// What two runs must have in common for one to go on where the other stopped.
+    fn recipe(&self) -> String {
+        let mut recipe = self.config.recipe();
+        if let Some(canary) = &self.watch.canary {
+            recipe += &format!(", canary: {:016x}", canary.key());
+        }
+        recipe
     }
 
     /// Writes a checkpoint if one is due.
@@ -228,10 +300,16 @@ impl<'a> Trainer<'a> {
         if !self.taken.is_multiple_of(config.every) && self.taken != steps {
             return Ok(());
         }
-        let place = Place { step: self.taken, loss_bits: self.loss_sum.to_bits(), recipe: self.config.recipe() };
+        self.write(config)
+    }
+
+    fn write(&self, config: &CheckpointConfig) -> Result<()> {
+        let (loss_bits, recipe, seen) = (self.loss_sum.to_bits(), self.recipe(), self.watch.seen.clone());
+        let place = Place { step: self.taken, loss_bits, recipe, seen };
         let weights = self.trainable.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
         let ema = self.ema.iter().flat_map(Ema::tensors).map(|(name, t)| (name.to_string(), t.clone())).collect();
-        let tensors = Tensors { weights, optimizer: self.optimizer.state()?.into_iter().collect(), ema };
+        let (optimizer, best) = (self.optimizer.state()?.into_iter().collect(), self.watch.best.clone());
+        let tensors = Tensors { weights, optimizer, ema, best };
         checkpoint::save(config, &place, &tensors)
     }
 
@@ -245,8 +323,8 @@ impl<'a> Trainer<'a> {
             return Err(Error::file(&config.folder, message));
         }
         let Some((path, place, tensors)) = checkpoint::newest(&config.folder)? else { return Ok(()) };
-        if place.recipe != self.config.recipe() {
-            let message = format!("is of another recipe: {}; this run's is {}", place.recipe, self.config.recipe());
+        if place.recipe != self.recipe() {
+            let message = format!("is of another recipe: {}; this run's is {}", place.recipe, self.recipe());
             return Err(Error::file(&path, message));
         }
         let same = tensors.weights.len() == self.trainable.len();
@@ -261,6 +339,7 @@ impl<'a> Trainer<'a> {
         if let Some(ema) = &mut self.ema {
             ema.restore(|name| tensors.ema.get(name).cloned())?;
         }
+        (self.watch.seen, self.watch.best) = (place.seen, tensors.best);
         (self.taken, self.loss_sum) = (place.step, f64::from_bits(place.loss_bits));
         Ok(())
     }

@@ -286,6 +286,18 @@ impl Parameters {
         Ok(Self { tensors: self.tensors.iter().map(pick).collect::<Result<_>>()?, ..self.clone() })
     }
 
+    /// The same parameters with what `map` makes of each tensor that is not packed.
+    pub(crate) fn map_plain(&self, map: impl Fn(&str, &Tensor) -> Result<Tensor>) -> Result<Self> {
+        let pick = |(name, weight): (&String, &Weight)| {
+            let weight = match weight {
+                Weight::Plain(tensor) => Weight::Plain(map(name, tensor)?),
+                packed => packed.clone(),
+            };
+            Ok((name.clone(), weight))
+        };
+        Ok(Self { tensors: self.tensors.iter().map(pick).collect::<Result<_>>()?, ..self.clone() })
+    }
+
     /// The same parameters seen without gradients: every tensor shares its storage with this one's.
     #[must_use]
     pub fn detached(&self) -> Self {
