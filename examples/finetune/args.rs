@@ -8,6 +8,7 @@ use diptych::towers::{ImagePooling, TextPooling};
 use diptych::weights::Pattern;
 
 use crate::common::Machine;
+use crate::keeping::Keeping;
 use crate::strategy::Strategy;
 
 /// Train a dual encoder on captioned images.
@@ -99,6 +100,8 @@ pub struct Args {
     pub json: bool,
     #[command(flatten)]
     pub strategy: Strategy,
+    #[command(flatten)]
+    pub keeping: Keeping,
     #[command(flatten)]
     pub machine: Machine,
 }

@@ -6,6 +6,7 @@ mod build;
 mod common;
 mod data;
 mod display;
+mod keeping;
 mod strategy;
 
 use std::process::ExitCode;
@@ -15,7 +16,7 @@ use build::{build, freeze};
 use clap::Parser;
 use common::{Outcome, dtype, exit, say};
 use data::splits;
-use diptych::train::{TrainReport, Trainer};
+use diptych::train::{TrainReport, Trainer, evaluate_retrieval};
 use diptych::weights::check_save_target;
 use display::Display;
 use strategy::recipe;
@@ -34,13 +35,31 @@ fn run(args: &Args) -> Outcome<()> {
     let model = freeze(args, build(args)?)?;
     let trained: usize = model.trainable().iter().map(|(_, var)| var.elem_count()).sum();
     eprintln!("{} parameters, {trained} of them trained", model.parameters().element_count());
-    let trainer = Trainer::new(&model, recipe(args, &model))?;
+    let keeping = &args.keeping;
+    let (canary, deciding) = (keeping.canary()?, keeping.deciding_rows(&args.data)?);
+    let measured = deciding.as_ref().or(test.as_ref());
+    let before = keeping.before(&model)?;
+    if before.is_some() && measured.is_none() {
+        return Err("--wise-ft needs a split val or test to choose by".into());
+    }
+    let mut trainer = keeping.teach(Trainer::new(&model, recipe(args, &model))?, args)?;
+    if let Some(canary) = canary.clone() {
+        trainer = trainer.with_canary(canary);
+    }
     let mut display = Display::default();
-    let report = trainer.fit(&train, &folder, test.as_ref(), |progress| display.show(progress))?;
+    let mut report = trainer.fit(&train, &folder, measured, |progress| display.show(progress))?;
     display.clear();
     if let Some(folder) = &args.strategy.lora_out {
         model.save_lora(folder, args.model.as_deref().unwrap_or_default())?;
         eprintln!("saved {}", folder.display());
+    }
+    let workers = args.machine.workers();
+    let model = match (&before, measured) {
+        (Some(before), Some(rows)) => keeping.choose(before, &model, (rows, &folder), canary.as_ref(), workers)?,
+        _ => model,
+    };
+    if let Some(test) = test.as_ref().filter(|_| before.is_some() || deciding.is_some()) {
+        report.evaluation = Some(evaluate_retrieval(&model, test, &folder, workers, |_| {})?);
     }
     if let Some(out) = &args.out {
         model.clone().merge_lora()?.save_pretrained_as(out, save_dtype)?;

@@ -150,7 +150,7 @@ pub fn recipe(args: &Args, model: &ClipModel) -> TrainConfig {
         evaluation,
         ..TrainConfig::default()
     };
-    config = args.strategy.apply(args.warmup_steps, config);
+    config = args.keeping.apply(args.strategy.apply(args.warmup_steps, config));
     config.optimizer = config.optimizer.with_clip_norm(args.clip_norm);
     config.workers = args.machine.workers();
     config

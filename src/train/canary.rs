@@ -84,7 +84,8 @@ impl Canary {
 
     /// What distinguishes this task from others.
     pub(super) fn key(&self) -> u64 {
-        let lines = self.files.iter().zip(&self.targets).map(|(file, target)| format!("{}\0{target}\n", file.display()));
+        let lines =
+            self.files.iter().zip(&self.targets).map(|(file, target)| format!("{}\0{target}\n", file.display()));
         let words = self.labels.iter().map(|label| format!("{label}\n"));
         let prompts = self.templates.iter().map(|template| format!("{template:?}\n"));
         crate::random::hash(lines.chain(words).chain(prompts).flat_map(String::into_bytes))

@@ -185,7 +185,8 @@ impl Inputs<'_> {
         let rows = (Embeddings::from_features(&images)?, Embeddings::from_features(&texts)?);
         let (files, first) = (self.files.len().min(CHECKED_ROWS), self.texts.len().min(CHECKED_ROWS));
         let ours = embed_files(teacher, &self.files[..files], 1, &mut |_| {})?;
-        let same = agree(&ours, &rows.0) && agree(&embed_captions(teacher, &self.texts[..first], &mut |_| {})?, &rows.1);
+        let same =
+            agree(&ours, &rows.0) && agree(&embed_captions(teacher, &self.texts[..first], &mut |_| {})?, &rows.1);
         Ok(same.then_some(rows))
     }
 }

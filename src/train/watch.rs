@@ -191,11 +191,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    fn measure_canary(
-        &mut self,
-        epoch: usize,
-        progress: &mut dyn FnMut(&Progress),
-    ) -> Result<Option<ZeroShotReport>> {
+    fn measure_canary(&mut self, epoch: usize, progress: &mut dyn FnMut(&Progress)) -> Result<Option<ZeroShotReport>> {
         let Some(canary) = &self.watch.canary else { return Ok(None) };
         let pooled = match self.watch.pooled.clone() {
             Some(pooled) => pooled,
