@@ -212,12 +212,12 @@ mod tests {
     use super::*;
 
     fn place(step: usize) -> Place {
-        Place { step, loss_bits: 0.1f64.to_bits(), recipe: String::from("r") }
+        Place { step, loss_bits: 0.1f64.to_bits(), recipe: String::from("r"), seen: Seen::default() }
     }
 
     fn tensors(value: f32) -> Tensors {
         let one = |name: &str| HashMap::from([(name.to_string(), Tensor::new(&[value, 2.0], &Device::Cpu).unwrap())]);
-        Tensors { weights: one("w"), optimizer: one("first/w"), ema: HashMap::new() }
+        Tensors { weights: one("w"), optimizer: one("first/w"), ema: HashMap::new(), best: HashMap::new() }
     }
 
     #[test]
