@@ -133,6 +133,7 @@ impl TrainConfig {
             return Err(Error::argument("workers", "is 0; at least 1 is needed"));
         }
         PatchDropout::new(self.patch_keep, Vec::new())?;
+        self.early_stop.as_ref().map_or(Ok(()), EarlyStop::check)?;
         if self.micro_batch == Some(0) {
             return Err(Error::argument("micro_batch", "is 0; at least 1 is needed, or none for the whole batch"));
         }

@@ -27,6 +27,20 @@ pub struct EarlyStop {
     pub leave: Leave,
 }
 
+impl EarlyStop {
+    /// # Errors
+    /// [`Argument`](crate::ErrorKind::Argument) if a bound can never be met.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.patience == Some(0) {
+            return Err(Error::argument("early_stop", "a patience of 0 epochs; at least 1 is needed"));
+        }
+        match self.canary_loss.filter(|loss| !(loss.is_finite() && *loss >= 0.0)) {
+            Some(loss) => Err(Error::argument("early_stop", format!("a canary loss of {loss}; at least 0 is needed"))),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Default for EarlyStop {
     /// Three epochs of patience, a canary that may lose five points, and the best weights.
     fn default() -> Self {
@@ -108,7 +122,7 @@ impl Watch {
         (self.seen.epoch, self.seen.waited) = (Some(epoch), if better { 0 } else { self.seen.waited + 1 });
         if too_much {
             self.seen.stopped = Some(StopReason::Canary);
-        } else if stop.patience.is_some_and(|patience| self.seen.waited >= patience.max(1)) {
+        } else if stop.patience.is_some_and(|patience| self.seen.waited >= patience) {
             self.seen.stopped = Some(StopReason::Patience);
         }
         if better && !too_much {

@@ -17,6 +17,7 @@ const CHILD: &str = "DIPTYCH_TEST_STOPPING_RUN_TO_BE_KILLED";
 #[derive(Default)]
 struct Heard {
     evaluated: Vec<usize>,
+    targets: Vec<f64>,
     canary: Vec<(usize, f64)>,
     stopped: Option<(usize, StopReason)>,
 }
@@ -24,7 +25,10 @@ struct Heard {
 impl Heard {
     fn hear(&mut self, event: &Progress) {
         match event {
-            Progress::Evaluated { epoch, .. } => self.evaluated.push(*epoch),
+            Progress::Evaluated { epoch, report } => {
+                self.evaluated.push(*epoch);
+                self.targets.push(report.mean_recall());
+            }
             Progress::Canary { epoch, report } => self.canary.push((*epoch, report.top1)),
             Progress::Stopped { epoch, reason } => self.stopped = Some((*epoch, *reason)),
             _ => {}
@@ -99,7 +103,9 @@ fn a_run_without_progress_stops_and_leaves_the_best_weights() {
     let (last, last_report, _) = stop_early(folder.path(), Leave::Last, None, usize::MAX);
     assert_eq!((last_report.steps, last_report.best_epoch), (report.steps, report.best_epoch));
     assert!(values(&last) != values(&model));
-    assert!(found.mean_recall() > last_report.evaluation.unwrap().mean_recall());
+    assert!(heard.targets.iter().all(|&target| target <= found.mean_recall()), "{:?}", heard.targets);
+    assert!(heard.targets[..best].iter().all(|&target| target < found.mean_recall()), "{:?}", heard.targets);
+    assert_eq!(last_report.evaluation.unwrap().mean_recall(), heard.targets[epoch]);
 }
 
 #[test]
@@ -151,19 +157,31 @@ fn a_run_that_is_killed_stops_where_it_would_have_stopped() {
 fn a_canary_that_falls_ends_the_run_and_what_it_knew_is_left() {
     let setting = Setting::new();
     let model = student();
-    // A rule that any loss breaks: the canary may not even stay as it is.
-    let stop = EarlyStop { patience: None, canary_loss: Some(-1.0), leave: Leave::Best };
-    let recipe = TrainConfig { early_stop: Some(stop), ..restless(5) };
+    // A canary that knows what the model says of each image: it starts at 100 %, and any change is a loss.
+    let files: Vec<PathBuf> = setting.split.images().iter().map(|image| setting.path().join(image)).collect();
+    let found = model.zero_shot(&["cat", "dog"]).unwrap().classify_all(files.clone()).unwrap();
+    let targets = found.iter().map(|classes| usize::from(classes[0].label == "dog")).collect();
+    let own = Canary::new(vec!["cat".into(), "dog".into()], files, targets).unwrap();
+    let stop = EarlyStop { patience: None, canary_loss: Some(0.0), leave: Leave::Best };
+    let recipe = TrainConfig { early_stop: Some(stop), ..restless(40) };
     let mut heard = Heard::default();
-    let trainer = Trainer::new(&model, recipe).unwrap().with_canary(setting.canary());
+    let trainer = Trainer::new(&model, recipe).unwrap().with_canary(own.clone());
     let report = trainer.fit(&setting.split, setting.path(), Some(&setting.split), |p| heard.hear(p)).unwrap();
-    assert_eq!(heard.stopped, Some((1, StopReason::Canary)));
-    assert_eq!((report.best_epoch, report.steps), (Some(0), 2));
-    assert!(values(&model) == values(&student()), "the weights from before training should be back");
+    let (epoch, reason) = heard.stopped.expect("training should change what the model says of some image");
+    assert_eq!((reason, report.stopped, report.steps), (StopReason::Canary, Some(StopReason::Canary), 2 * epoch));
+    assert!(heard.canary[..epoch].iter().all(|&(_, top1)| top1 == 100.0) && heard.canary[epoch].1 < 100.0);
+    assert!(report.best_epoch.unwrap() < epoch);
+    assert_eq!(own.measure(&model, 1, |_| {}).unwrap().top1, 100.0, "weights that had lost something are left");
     // Without an evaluation split there is no target to stop by.
     let error = Trainer::new(&model, TrainConfig { early_stop: Some(stop), ..config(1) })
         .unwrap()
         .fit(&setting.split, setting.path(), None, |_| {})
         .unwrap_err();
     assert!(error.to_string().starts_with("early_stop"), "{error}");
+    for wrong in [EarlyStop { patience: Some(0), ..stop }, EarlyStop { canary_loss: Some(-1.0), ..stop }] {
+        let recipe = TrainConfig { early_stop: Some(wrong), ..config(1) };
+        let trainer = Trainer::new(&model, recipe).unwrap();
+        let outcome = trainer.fit(&setting.split, setting.path(), Some(&setting.split), |_| {});
+        assert!(outcome.unwrap_err().to_string().starts_with("early_stop"));
+    }
 }
