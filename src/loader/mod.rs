@@ -15,7 +15,7 @@ use crate::families::{
 };
 use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig, NaflexConfig, NaflexProcessor};
 use crate::model::{ClipConfig, ClipModel, Origin};
-use crate::ops::Weight;
+use crate::ops::{Packing, Weight};
 use crate::towers::{ImagePooling, TextPooling};
 use crate::weights::{
     self, Checkpoint, CheckpointSource, Folder, HubOptions, Init, Layout, ParamSource, Parameters, Params,
@@ -28,6 +28,7 @@ mod quantize;
 mod tokenizer;
 
 pub use quantize::Quantization;
+use quantize::Wanted;
 
 /// Everything loading can be told. Each setter states its default.
 ///
@@ -49,7 +50,7 @@ pub struct Loader {
     decode: DecodeOptions,
     random: Option<u64>,
     trainable: bool,
-    quantization: Option<Quantization>,
+    quantization: Wanted,
 }
 
 /// What a folder turned out to hold.
@@ -84,7 +85,7 @@ impl Loader {
             decode: DecodeOptions::default(),
             random: None,
             trainable: true,
-            quantization: None,
+            quantization: Wanted::AsStored,
         }
     }
 
@@ -286,7 +287,12 @@ impl Loader {
         let mut config = plan.config.clone();
         self.apply_pooling(Some(&mut config.text.pooling), Some(&mut config.image.pooling));
         let parts = [(ClipConfig::TEXT, &plan.text), (ClipConfig::IMAGE, &plan.image), ("", &plan.heads)];
-        let (parameters, branches) = self.parameters(files, &parts, |params| config.collect(params))?;
+        // A vocabulary takes as long to read as a hundred megabytes of weights.
+        let (parameters, tokenizer) = rayon::join(
+            || self.parameters(files, &parts, |params| config.collect(params)),
+            || self.tokenizer(files, plan.tokens.clone()),
+        );
+        let ((parameters, branches), tokenizer) = (parameters?, tokenizer?);
         // Another pooling is another model than the folder's.
         let origin = match branches {
             Some(branches) if config == plan.config => {
@@ -294,7 +300,6 @@ impl Loader {
             }
             _ => None,
         };
-        let tokenizer = self.tokenizer(files, plan.tokens)?;
         let processor = self.processor(files, plan.processor.clone())?;
         let model = ClipModel::from_parameters(config, tokenizer, processor, parameters, &self.device)?;
         let model = match self.naflex(files, &plan.processor)? {
@@ -307,10 +312,11 @@ impl Loader {
     fn build_text(&self, plan: TextPlan, files: &Files) -> Result<TextEncoder> {
         let mut config = plan.config;
         self.apply_pooling(Some(&mut config.pooling), None);
-        let (parameters, _) =
-            self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop))?;
-        let tokenizer = self.tokenizer(files, plan.tokens)?;
-        TextEncoder::from_parameters(config, tokenizer, parameters, &self.device)
+        let (parameters, tokenizer) = rayon::join(
+            || self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop)),
+            || self.tokenizer(files, plan.tokens.clone()),
+        );
+        TextEncoder::from_parameters(config, tokenizer?, parameters?.0, &self.device)
     }
 
     fn build_image(&self, plan: ImagePlan, files: &Files) -> Result<ImageEncoder> {
@@ -340,7 +346,7 @@ impl Loader {
         &self,
         files: &Files,
         parts: &[(&'static str, &Renames)],
-        collect: impl Fn(&Params) -> Result<()>,
+        collect: impl Fn(&Params) -> Result<()> + Sync,
     ) -> Result<(Parameters, Option<Branches>)> {
         let name = files.folder.path().display().to_string();
         // A size that no tower can have was read from the folder's configuration.
@@ -348,22 +354,31 @@ impl Loader {
         let Some(checkpoint) = &files.checkpoint else {
             let source = RandomSource::new(self.random.unwrap_or(0), self.dtype, &self.device);
             let source = if self.trainable { source } else { source.frozen() };
-            let params = Params::new(source).packing(self.packing()?);
+            let params = Params::new(source).packing(self.packing(false)?);
             collect(&params)?;
             return Ok((params.finish(&name)?, None));
         };
+        let packing = self.packing(checkpoint.holds_quantized())?;
+        let trainable = self.trainable && packing == Packing::None;
         let source = |renames: &Renames| {
-            let trainable = self.trainable;
             let source = CheckpointSource::new(checkpoint.clone(), renames).dtype(self.dtype).device(&self.device);
-            Arc::new(source.trainable(move |_| trainable))
+            Arc::new(source.trainable(move |_| trainable).header_only())
         };
         let branches: Vec<_> = parts.iter().map(|(prefix, renames)| (*prefix, source(renames))).collect();
-        let params = Params::new(Branches(branches.clone())).packing(self.packing()?);
+        let branches = Branches(branches);
+        // Names and shapes first: what is wrong with them is said before anything is read, and then all is read at once.
+        let params = Params::new(branches.clone());
         collect(&params)?;
-        for unused in branches.iter().flat_map(|(_, source)| source.unused()) {
+        for unused in branches.0.iter().flat_map(|(_, source)| source.unused()) {
             params.note_problem(format!("{unused}: in the file, but the configuration has no place for it"));
         }
-        Ok((params.finish(&name)?, Some(Branches(branches))))
+        let matrices = params.matrices();
+        let headers = params.finish(&name)?;
+        let read = |name: &str, shape: &[usize]| match branches.find(name) {
+            Some((source, rest)) => source.read(rest, shape, matrices.contains(name), packing),
+            None => Err(Error::file(&files.config_file, format!("'{name}' is in no part of the files"))),
+        };
+        Ok((headers.read(&name, read)?, Some(branches)))
     }
 
     fn processor(&self, files: &Files, plan: ProcessorPlan) -> Result<ImageProcessor> {
@@ -399,6 +414,7 @@ struct Files {
 }
 
 /// Several sources, each responsible for the names under its prefix; the one with no prefix takes the rest.
+#[derive(Clone)]
 struct Branches(Vec<(&'static str, Arc<CheckpointSource>)>);
 
 impl Branches {
@@ -428,8 +444,17 @@ impl ParamSource for Branches {
     }
 }
 
+/// What a model's numbers are written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    /// Floats of one type.
+    Floats(DType),
+    /// The integers of quantised weights, and the rest in floats that lose nothing.
+    Quantized,
+}
+
 /// Writes a model's folder, complete or not at all.
-pub(crate) fn save_folder(model: &ClipModel, outgoing: &Outgoing, folder: &Path, dtype: DType) -> Result<()> {
+pub(crate) fn save_folder(model: &ClipModel, outgoing: &Outgoing, folder: &Path, numbers: Numbers) -> Result<()> {
     let Outgoing { layout, config, stored } = outgoing;
     weights::save_folder(folder, |target| {
         write_json(&target.join(layout.config_file()), config)?;
@@ -438,9 +463,13 @@ pub(crate) fn save_folder(model: &ClipModel, outgoing: &Outgoing, folder: &Path,
             write_json(&target.join("preprocessor_config.json"), &processor)?;
         }
         model.text_encoder().tokenizer().save(target)?;
-        let tensors = weights::as_stored(&model.parameters(), stored, dtype)?;
-        let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()));
-        weights::save_safetensors(target.join(layout.weights_file()), tensors, &[])
+        let file = target.join(layout.weights_file());
+        match numbers {
+            Numbers::Floats(dtype) => {
+                weights::save_safetensors(file, weights::as_stored(&model.parameters(), stored, dtype)?, &[])
+            }
+            Numbers::Quantized => weights::save_quantized(&file, &model.parameters()),
+        }
     })
 }
 

@@ -38,7 +38,7 @@ pub use names::Renames;
 pub(crate) use names::View;
 pub use params::{Adapter, Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
 pub use pattern::Pattern;
-pub(crate) use save::sync_folder;
+pub(crate) use save::{save_quantized, sync_folder};
 pub use save::{check_save_target, save_folder, save_safetensors, write_atomic};
 pub use source::CheckpointSource;
 pub(crate) use source::{Stored, as_stored};

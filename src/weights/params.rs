@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
+use rayon::iter::Either;
+use rayon::prelude::*;
 
 use crate::ops::{PackedWeight, Packing, Weight};
 use crate::{ErrorKind, Result};
@@ -83,6 +85,7 @@ struct Record {
     tensors: BTreeMap<String, Weight>,
     buffers: BTreeSet<String>,
     linears: BTreeSet<String>,
+    matrices: BTreeSet<String>,
     problems: Vec<String>,
 }
 
@@ -133,6 +136,7 @@ impl Params {
     /// As [`Params::get`].
     pub fn weight(&self, name: &str, shape: &[usize], init: Init) -> Result<Weight> {
         let full = self.full(name);
+        self.lock().matrices.insert(full.clone());
         let packed = match self.source.packed(&full, shape) {
             Some(packed) => packed,
             None => {
@@ -180,6 +184,11 @@ impl Params {
     /// The places of all linear layers that were built.
     pub(crate) fn linears(&self) -> BTreeSet<String> {
         self.lock().linears.clone()
+    }
+
+    /// The names that [`Params::weight`] was asked for.
+    pub(crate) fn matrices(&self) -> BTreeSet<String> {
+        self.lock().matrices.clone()
     }
 
     /// Notes a problem that [`Params::finish`] is to report with the others, such as a tensor of the file that nobody asked for.
@@ -250,6 +259,31 @@ impl Parameters {
     pub fn trainable(&self) -> impl Iterator<Item = (&str, Var)> {
         // `from_tensor` of a tensor that is a variable is that variable and cannot fail.
         self.plain().filter(|(_, t)| t.is_variable()).filter_map(|(name, t)| Some((name, Var::from_tensor(t).ok()?)))
+    }
+
+    /// The same names with what `read` makes of name and shape, on all cores, the largest first; buffers are detached. All problems are
+    /// reported together.
+    pub(crate) fn read(
+        &self,
+        source_name: &str,
+        read: impl Fn(&str, &[usize]) -> Result<Weight> + Sync,
+    ) -> Result<Self> {
+        let mut names: Vec<(&String, &[usize])> = self.tensors.iter().map(|(name, w)| (name, w.dims())).collect();
+        names.sort_by_key(|(_, shape)| std::cmp::Reverse(shape.iter().product::<usize>()));
+        let read = |&(name, shape): &(&String, &[usize])| match read(name, shape) {
+            Ok(Weight::Plain(tensor)) if self.is_buffer(name) => Ok((name.clone(), Weight::Plain(tensor.detach()))),
+            Ok(weight) => Ok((name.clone(), weight)),
+            Err(error) => Err(format!("{name}: {error}")),
+        };
+        let (tensors, problems): (BTreeMap<_, _>, Vec<_>) =
+            names.par_iter().with_max_len(1).partition_map(|name| match read(name) {
+                Ok(read) => Either::Left(read),
+                Err(problem) => Either::Right(problem),
+            });
+        if problems.is_empty() {
+            return Ok(Self { tensors, ..self.clone() });
+        }
+        Err(ErrorKind::Tensors { source_name: source_name.to_string(), problems }.into())
     }
 
     /// How many numbers all parameters hold together.

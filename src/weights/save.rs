@@ -12,7 +12,11 @@ use std::path::Path;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use serde_json::{Map, Value, json};
 
+use super::checkpoint::scales_name;
+use super::decode::{HALVES, halves};
 use super::layout::{Layout, OPEN_CLIP_WEIGHTS, OPTIONAL_FILES, WEIGHTS, WEIGHTS_INDEX};
+use super::params::Parameters;
+use crate::ops::{PackedWeight, Weight};
 use crate::{Error, Result};
 
 /// How the names of folders begin in which a save is under way, or was when the program ended.
@@ -62,24 +66,114 @@ pub fn save_safetensors<S: Into<String>, T: Borrow<Tensor>>(
     tensors: impl IntoIterator<Item = (S, T)>,
     metadata: &[(&str, &str)],
 ) -> Result<()> {
-    let path = path.as_ref();
+    let entries = tensors.into_iter().map(|(name, tensor)| (name.into(), Entry::of(tensor.borrow())));
+    save_entries(path.as_ref(), entries, metadata)
+}
+
+/// Writes parameters of which some are integers: `NAME` (N,…) of I8 and `NAME_scale` (N) of F32. The others become F16 where that
+/// holds their numbers exactly.
+pub(crate) fn save_quantized(path: &Path, parameters: &Parameters) -> Result<()> {
+    let mut entries = Vec::new();
+    for (name, weight) in parameters.weights() {
+        if let Weight::Packed(packed) = weight
+            && let Some(scales) = packed.scales()
+        {
+            let scales = Tensor::new(scales, &Device::Cpu)?;
+            entries.push((scales_name(name), Entry::of(&scales)));
+            entries.push((name.to_string(), Entry::Integers(packed.clone())));
+        } else {
+            let tensor = weight.to_tensor()?;
+            let dtype = if fits_halves(&tensor)? { DType::F16 } else { tensor.dtype() };
+            entries.push((name.to_string(), Entry::Tensor(tensor.detach(), dtype)));
+        }
+    }
+    save_entries(path, entries, &[])
+}
+
+fn save_entries(
+    path: &Path,
+    entries: impl IntoIterator<Item = (String, Entry)>,
+    metadata: &[(&str, &str)],
+) -> Result<()> {
     let mut sorted = BTreeMap::new();
-    for (name, tensor) in tensors {
-        let name = name.into();
+    for (name, entry) in entries {
         if name == "__metadata__" || sorted.contains_key(&name) {
             return Err(Error::file(path, format!("cannot be written: two tensors would be called '{name}'")));
         }
-        sorted.insert(name, tensor);
+        sorted.insert(name, entry);
     }
-    let mut sorted: Vec<(String, T)> = sorted.into_iter().collect();
+    let mut sorted: Vec<(String, Entry)> = sorted.into_iter().collect();
     // Stable, so names stay sorted; wide types first keeps every tensor aligned to its type.
-    sorted.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.borrow().dtype().size_in_bytes()));
+    sorted.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.width()));
     let header = header(path, &sorted, metadata)?;
     write_atomic(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        sorted.iter().try_for_each(|(_, tensor)| write_tensor(out, tensor.borrow()))
+        sorted.iter().try_for_each(|(_, entry)| entry.write(out))
     })
+}
+
+/// What becomes a tensor of a file.
+enum Entry {
+    /// A tensor, as numbers of this type.
+    Tensor(Tensor, DType),
+    /// The integers of a packed weight.
+    Integers(PackedWeight),
+}
+
+impl Entry {
+    fn of(tensor: &Tensor) -> Self {
+        Self::Tensor(tensor.clone(), tensor.dtype())
+    }
+
+    fn dims(&self) -> &[usize] {
+        match self {
+            Self::Tensor(tensor, _) => tensor.dims(),
+            Self::Integers(packed) => packed.dims(),
+        }
+    }
+
+    /// Bytes of a number.
+    fn width(&self) -> usize {
+        match self {
+            Self::Tensor(_, dtype) => dtype.size_in_bytes(),
+            Self::Integers(_) => 1,
+        }
+    }
+
+    /// The format's name of the type; candle's, where it has none.
+    fn type_name(&self) -> std::result::Result<&'static str, &'static str> {
+        match self {
+            Self::Tensor(_, dtype) => type_name(*dtype).ok_or(dtype.as_str()),
+            Self::Integers(_) => Ok("I8"),
+        }
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::Tensor(tensor, dtype) => write_tensor(out, &tensor.to_dtype(*dtype).map_err(io::Error::other)?),
+            Self::Integers(packed) => match packed.integers().map_err(io::Error::other)? {
+                Some(integers) => write_numbers(out, &integers, i8::to_le_bytes),
+                None => Err(io::Error::other("a weight is not quantised")),
+            },
+        }
+    }
+}
+
+/// Whether f16 holds every number of a tensor of f32 in main memory exactly.
+fn fits_halves(tensor: &Tensor) -> Result<bool> {
+    if tensor.dtype() != DType::F32 || !tensor.device().is_cpu() {
+        return Ok(false);
+    }
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        return Ok(false);
+    };
+    Ok(values[start..end].chunks(HALVES).all(|part| {
+        let kept = halves(part);
+        part.iter().zip(kept).all(|(value, kept)| value.to_bits() == kept.to_f32().to_bits())
+    }))
 }
 
 /// Saves a model folder: `write` puts its files (`config.json` among them, no subfolders) into the folder that it is given,
@@ -220,25 +314,19 @@ fn list(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn header<T: Borrow<Tensor>>(path: &Path, tensors: &[(String, T)], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
+fn header(path: &Path, entries: &[(String, Entry)], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
     let mut info = Map::from_iter([("format".to_string(), Value::from("pt"))]);
     info.extend(metadata.iter().map(|(key, value)| ((*key).to_string(), Value::from(*value))));
     let mut header = Map::from_iter([("__metadata__".to_string(), Value::Object(info))]);
     let mut start = 0;
-    for (name, tensor) in tensors {
-        let tensor = tensor.borrow();
-        let dtype = type_name(tensor.dtype()).ok_or_else(|| {
+    for (name, entry) in entries {
+        let dtype = entry.type_name().map_err(|found| {
             let context = format!("{}, tensor '{name}'", path.display());
-            Error::unsupported(
-                context,
-                "number type",
-                tensor.dtype().as_str(),
-                "f32, f16, bf16, f64, i64, i32, i16, u32, u8",
-            )
+            Error::unsupported(context, "number type", found, "f32, f16, bf16, f64, i64, i32, i16, u32, u8")
         })?;
-        let end = start + tensor.elem_count() * tensor.dtype().size_in_bytes();
-        let entry = json!({ "dtype": dtype, "shape": tensor.dims(), "data_offsets": [start, end] });
-        header.insert(name.clone(), entry);
+        let end = start + entry.dims().iter().product::<usize>() * entry.width();
+        let described = json!({ "dtype": dtype, "shape": entry.dims(), "data_offsets": [start, end] });
+        header.insert(name.clone(), described);
         start = end;
     }
     let mut bytes = Value::Object(header).to_string().into_bytes();
