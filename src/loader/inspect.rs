@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Branches, Files, Loader};
+use super::parameters::Branches;
+use super::{Files, Loader};
 use crate::{Quantization, Result};
 use crate::families::{ClipPlan, ImagePlan, Plan, ProcessorPlan, TextPlan};
 use crate::inspect::{DtypeShare, ImagePart, Inspection, JointPart, TextPart};

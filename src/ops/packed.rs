@@ -17,21 +17,6 @@ use std::sync::Arc;
 /// Fills a buffer with whole rows of a matrix, from the given one on.
 pub(crate) type Rows<'a> = &'a (dyn Fn(usize, &mut [f32]) -> Result<()> + Sync);
 
-/// The rows of a matrix in memory.
-pub(super) fn copy_rows(matrix: &[f32], inputs: usize) -> impl Fn(usize, &mut [f32]) -> Result<()> + Sync {
-    move |first, rows| {
-        rows.copy_from_slice(&matrix[first * inputs..][..rows.len()]);
-        Ok(())
-    }
-}
-
-/// N and K of a matrix (N,…); `None` for what is none, or empty.
-fn matrix_size(shape: &[usize]) -> Option<(usize, usize)> {
-    let (&outputs, rest) = shape.split_first()?;
-    let inputs: usize = rest.iter().product();
-    (!rest.is_empty() && outputs * inputs > 0).then_some((outputs, inputs))
-}
-
 /// How weights that nothing trains are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -100,8 +85,8 @@ impl PackedWeight {
         Ok(Some(Self { form: Arc::new(form), shape: shape.into() }))
     }
 
-    /// Packs integers (N,…) and their scales (N), as [`PackedWeight::integers`] and [`PackedWeight::scales`] give them. `None` where the matrix is of a size that
-    /// is kept in floats.
+    /// Packs integers (N,…) and their scales (N), as [`PackedWeight::integers`] and [`PackedWeight::scales`] give
+    /// them. `None` where the matrix is of a size that is kept in floats.
     pub(crate) fn from_integers(shape: &[usize], integers: &[i8], scales: Vec<f32>) -> Option<Self> {
         let (outputs, inputs) = matrix_size(shape).filter(|&(outputs, inputs)| Quantized::takes(outputs, inputs))?;
         let form = Form::Int8(Quantized::from_integers(integers, scales, outputs, inputs));
@@ -304,4 +289,19 @@ impl CustomOp1 for PackedLinear {
         };
         tensor(dx, x.shape()).map(Some)
     }
+}
+
+/// The rows of a matrix in memory.
+pub(super) fn copy_rows(matrix: &[f32], inputs: usize) -> impl Fn(usize, &mut [f32]) -> Result<()> + Sync {
+    move |first, rows| {
+        rows.copy_from_slice(&matrix[first * inputs..][..rows.len()]);
+        Ok(())
+    }
+}
+
+/// N and K of a matrix (N,…); `None` for what is none, or empty.
+fn matrix_size(shape: &[usize]) -> Option<(usize, usize)> {
+    let (&outputs, rest) = shape.split_first()?;
+    let inputs: usize = rest.iter().product();
+    (!rest.is_empty() && outputs * inputs > 0).then_some((outputs, inputs))
 }

@@ -17,15 +17,6 @@ use super::layout::{Form, Layout, WeightsName};
 use super::tensor_file::{Stored, TensorFile};
 use crate::{Error, Result};
 
-/// What the name of a tensor of 8-bit integers (N,…) is followed by in that of its scales (N): a row's numbers are its integers
-/// times its scale.
-const SCALES: &str = "_scale";
-
-/// The name of the scales of the integers `name`.
-pub(super) fn scales_name(name: &str) -> String {
-    format!("{name}{SCALES}")
-}
-
 const WRAPPERS: [&str; 3] = ["module.", "model.", "_orig_mod."];
 
 /// What a checkpoint says about one of its tensors.
@@ -214,56 +205,6 @@ impl Checkpoint {
             .ok_or_else(|| Error::file(&self.source, format!("has no tensor '{name}'")))
     }
 
-    /// Whether the tensor `name` is of 8-bit integers.
-    pub(super) fn is_quantized(&self, name: &str) -> bool {
-        self.info(name).is_some_and(|info| info.dtype == Dtype::I8)
-    }
-
-    /// Whether the tensor `name` holds the scales of another one, which is of integers.
-    pub(super) fn is_scales(&self, name: &str) -> bool {
-        name.strip_suffix(SCALES).is_some_and(|name| self.is_quantized(name))
-    }
-
-    /// Whether some tensor is of 8-bit integers with scales, as a quantised model is saved.
-    pub(crate) fn holds_quantized(&self) -> bool {
-        self.names().any(|name| self.is_scales(name))
-    }
-
-    /// What keeps a tensor of 8-bit integers from being read, if anything does: it is no matrix, or its scales are not there.
-    pub(super) fn scales_problem(&self, name: &str) -> Option<String> {
-        let rows = self.info(name)?.shape.first().copied();
-        let found = self.info(&scales_name(name)).map(|info| (info.dtype, info.shape));
-        match (rows, found) {
-            (None, _) => Some("is of 8-bit integers and no matrix".to_string()),
-            (Some(rows), None) => {
-                Some(format!("is of 8-bit integers, but their scales '{}' ({rows}) are missing", scales_name(name)))
-            }
-            (Some(rows), Some((Dtype::F32, [scales]))) if *scales == rows => None,
-            (Some(rows), Some((dtype, shape))) => Some(format!(
-                "is of 8-bit integers, whose scales '{}' are {dtype} {shape:?} instead of F32 [{rows}]",
-                scales_name(name)
-            )),
-        }
-    }
-
-    /// The integers (N,…) of a tensor of them, and their scales (N).
-    pub(super) fn integers(&self, name: &str) -> Result<(Vec<i8>, Vec<f32>)> {
-        let (file, stored) = self.find(name)?;
-        let fail = |error: &dyn std::fmt::Display| Self::unreadable(file, name, error);
-        if let Some(problem) = self.scales_problem(name) {
-            return Err(Error::file(file.path(), format!("tensor '{name}' {problem}; save the model again")));
-        }
-        let integers = file.integers(stored).map_err(|error| fail(&error))?;
-        let scales = match self.values(&scales_name(name), None, DType::F32)? {
-            Values::F32(scales) if scales.iter().all(|scale| scale.is_finite() && *scale >= 0.0) => scales,
-            _ => return Err(fail(&"a scale is negative or not finite; the file is damaged")),
-        };
-        if integers.contains(&i8::MIN) {
-            return Err(fail(&"an integer is -128, where the smallest is -127; the file is damaged"));
-        }
-        Ok((integers, scales))
-    }
-
     /// What reads the floats of a tensor (or of one of its equal parts) some at a time, from the given one on; `None` where they have
     /// to be converted as a whole.
     pub(super) fn floats<'a>(
@@ -278,14 +219,14 @@ impl Checkpoint {
         }))
     }
 
-    fn find(&self, name: &str) -> Result<(&TensorFile, &Stored)> {
+    pub(super) fn find(&self, name: &str) -> Result<(&TensorFile, &Stored)> {
         let missing = || Error::file(&self.source, format!("has no tensor '{name}'"));
         let entry = self.tensors.get(name).ok_or_else(missing)?;
         let file = &self.files[entry.file];
         Ok((file, file.info(&entry.name).ok_or_else(missing)?))
     }
 
-    fn unreadable(file: &TensorFile, name: &str, error: &dyn std::fmt::Display) -> Error {
+    pub(super) fn unreadable(file: &TensorFile, name: &str, error: &dyn std::fmt::Display) -> Error {
         Error::file(file.path(), format!("tensor '{name}' cannot be read: {error}"))
     }
 

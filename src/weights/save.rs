@@ -9,22 +9,17 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::scales_name;
-use super::decode::{HALVES, halves};
+use super::entry::Entry;
 use super::layout::{Layout, OPEN_CLIP_WEIGHTS, OPTIONAL_FILES, WEIGHTS, WEIGHTS_INDEX};
-use super::params::Parameters;
-use crate::ops::{PackedWeight, Weight};
 use crate::{Error, Result};
 
 /// How the names of folders begin in which a save is under way, or was when the program ended.
 const STAGING: &str = ".saving-";
 /// The files that make a folder a model folder.
 const CONFIGS: [&str; 2] = [Layout::HuggingFace.config_file(), Layout::OpenClip.config_file()];
-/// How many numbers are turned into bytes at a time.
-const BLOCK: usize = 1 << 16;
 
 /// Writes the file `path` so that it has either its old or all of its new contents, whatever happens.
 ///
@@ -70,27 +65,8 @@ pub fn save_safetensors<S: Into<String>, T: Borrow<Tensor>>(
     save_entries(path.as_ref(), entries, metadata)
 }
 
-/// Writes parameters of which some are integers: `NAME` (N,…) of I8 and `NAME_scale` (N) of F32. The others become F16 where that
-/// holds their numbers exactly.
-pub(crate) fn save_quantized(path: &Path, parameters: &Parameters) -> Result<()> {
-    let mut entries = Vec::new();
-    for (name, weight) in parameters.weights() {
-        if let Weight::Packed(packed) = weight
-            && let Some(scales) = packed.scales()
-        {
-            let scales = Tensor::new(scales, &Device::Cpu)?;
-            entries.push((scales_name(name), Entry::of(&scales)));
-            entries.push((name.to_string(), Entry::Integers(packed.clone())));
-        } else {
-            let tensor = weight.to_tensor()?;
-            let dtype = if fits_halves(&tensor)? { DType::F16 } else { tensor.dtype() };
-            entries.push((name.to_string(), Entry::Tensor(tensor.detach(), dtype)));
-        }
-    }
-    save_entries(path, entries, &[])
-}
-
-fn save_entries(
+/// As [`save_safetensors`], of tensors and of integers.
+pub(super) fn save_entries(
     path: &Path,
     entries: impl IntoIterator<Item = (String, Entry)>,
     metadata: &[(&str, &str)],
@@ -111,69 +87,6 @@ fn save_entries(
         out.write_all(&header)?;
         sorted.iter().try_for_each(|(_, entry)| entry.write(out))
     })
-}
-
-/// What becomes a tensor of a file.
-enum Entry {
-    /// A tensor, as numbers of this type.
-    Tensor(Tensor, DType),
-    /// The integers of a packed weight.
-    Integers(PackedWeight),
-}
-
-impl Entry {
-    fn of(tensor: &Tensor) -> Self {
-        Self::Tensor(tensor.clone(), tensor.dtype())
-    }
-
-    fn dims(&self) -> &[usize] {
-        match self {
-            Self::Tensor(tensor, _) => tensor.dims(),
-            Self::Integers(packed) => packed.dims(),
-        }
-    }
-
-    /// Bytes of a number.
-    fn width(&self) -> usize {
-        match self {
-            Self::Tensor(_, dtype) => dtype.size_in_bytes(),
-            Self::Integers(_) => 1,
-        }
-    }
-
-    /// The format's name of the type; candle's, where it has none.
-    fn type_name(&self) -> std::result::Result<&'static str, &'static str> {
-        match self {
-            Self::Tensor(_, dtype) => type_name(*dtype).ok_or(dtype.as_str()),
-            Self::Integers(_) => Ok("I8"),
-        }
-    }
-
-    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        match self {
-            Self::Tensor(tensor, dtype) => write_tensor(out, &tensor.to_dtype(*dtype).map_err(io::Error::other)?),
-            Self::Integers(packed) => match packed.integers().map_err(io::Error::other)? {
-                Some(integers) => write_numbers(out, &integers, i8::to_le_bytes),
-                None => Err(io::Error::other("a weight is not quantised")),
-            },
-        }
-    }
-}
-
-/// Whether f16 holds every number of a tensor of f32 in main memory exactly.
-fn fits_halves(tensor: &Tensor) -> Result<bool> {
-    if tensor.dtype() != DType::F32 || !tensor.device().is_cpu() {
-        return Ok(false);
-    }
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-        return Ok(false);
-    };
-    Ok(values[start..end].chunks(HALVES).all(|part| {
-        let kept = halves(part);
-        part.iter().zip(kept).all(|(value, kept)| value.to_bits() == kept.to_f32().to_bits())
-    }))
 }
 
 /// Saves a model folder: `write` puts its files (`config.json` among them, no subfolders) into the folder that it is given,
@@ -332,57 +245,6 @@ fn header(path: &Path, entries: &[(String, Entry)], metadata: &[(&str, &str)]) -
     let mut bytes = Value::Object(header).to_string().into_bytes();
     bytes.resize(bytes.len().next_multiple_of(8), b' ');
     Ok(bytes)
-}
-
-fn type_name(dtype: DType) -> Option<&'static str> {
-    Some(match dtype {
-        DType::F32 => "F32",
-        DType::F16 => "F16",
-        DType::BF16 => "BF16",
-        DType::F64 => "F64",
-        DType::I64 => "I64",
-        DType::I32 => "I32",
-        DType::I16 => "I16",
-        DType::U32 => "U32",
-        DType::U8 => "U8",
-        _ => return None,
-    })
-}
-
-fn write_tensor(out: &mut dyn Write, tensor: &Tensor) -> io::Result<()> {
-    let tensor = tensor.to_device(&Device::Cpu).and_then(|t| t.contiguous()).map_err(io::Error::other)?;
-    let (storage, layout) = tensor.storage_and_layout();
-    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-        return Err(io::Error::other("a tensor did not come to the CPU"));
-    };
-    match storage {
-        CpuStorage::F32(v) => write_numbers(out, &v[start..end], f32::to_le_bytes),
-        CpuStorage::F16(v) => write_numbers(out, &v[start..end], half::f16::to_le_bytes),
-        CpuStorage::BF16(v) => write_numbers(out, &v[start..end], half::bf16::to_le_bytes),
-        CpuStorage::F64(v) => write_numbers(out, &v[start..end], f64::to_le_bytes),
-        CpuStorage::I64(v) => write_numbers(out, &v[start..end], i64::to_le_bytes),
-        CpuStorage::I32(v) => write_numbers(out, &v[start..end], i32::to_le_bytes),
-        CpuStorage::I16(v) => write_numbers(out, &v[start..end], i16::to_le_bytes),
-        CpuStorage::U32(v) => write_numbers(out, &v[start..end], u32::to_le_bytes),
-        CpuStorage::U8(v) => out.write_all(&v[start..end]),
-        _ => Err(io::Error::other("a number type that safetensors does not know")),
-    }
-}
-
-fn write_numbers<T: Copy, const WIDTH: usize>(
-    out: &mut dyn Write,
-    numbers: &[T],
-    to_bytes: impl Fn(T) -> [u8; WIDTH],
-) -> io::Result<()> {
-    let mut bytes = vec![0; BLOCK.min(numbers.len()) * WIDTH];
-    for block in numbers.chunks(BLOCK) {
-        let bytes = &mut bytes[..block.len() * WIDTH];
-        for (place, number) in bytes.as_chunks_mut().0.iter_mut().zip(block) {
-            *place = to_bytes(*number);
-        }
-        out.write_all(bytes)?;
-    }
-    Ok(())
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> Error {

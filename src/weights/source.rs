@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{DType, Device, Tensor, Var};
-use rayon::prelude::*;
 
 use super::checkpoint::Checkpoint;
-use super::decode::Values;
 use super::names::{Renames, View, nearest};
 use super::params::{Adapter, Init, ParamSource, Parameters};
-use crate::ops::{PackedWeight, Packing, Weight, zeros};
+use super::quantized::dequantized;
+use crate::ops::{PackedWeight, Packing, Weight};
 use crate::{Error, Result};
 
 /// Above this many tensors no similar name is looked for: it would take too long for a hint.
@@ -204,8 +203,8 @@ impl CheckpointSource {
         self.tensor(file_name, view, shape, Kept { trainable: (self.trainable)(name), halves: false })
     }
 
-    /// The tensor `name` for real, whatever [`header_only`](Self::header_only) says: a matrix that rows are multiplied with is packed as
-    /// it is read, piece by piece, where `packing` says so and nothing trains it.
+    /// The tensor `name` for real, whatever [`header_only`](Self::header_only) says: a matrix that rows are multiplied with is
+    /// packed as it is read, piece by piece, where `packing` says so.
     pub(crate) fn read(&self, name: &str, shape: &[usize], matrix: bool, packing: Packing) -> Result<Weight> {
         let (file_name, view) = self.find(name).map_err(|problem| Error::file(self.checkpoint.source(), problem))?;
         let packs = matrix && packing != Packing::None;
@@ -271,11 +270,13 @@ impl ParamSource for CheckpointSource {
                 "{name}: expected shape {shape:?} from the configuration, found {found:?}{part} in {file}{spelled}"
             ));
         }
-        if let Some(problem) = self.checkpoint.scales_problem(file_name).filter(|_| self.checkpoint.is_quantized(file_name)) {
-            return Err(format!("{name} {problem}"));
-        }
-        if self.checkpoint.is_quantized(file_name) && view != View::Whole {
-            return Err(format!("{name}: 8-bit integers are read only where the file holds the tensor as it is"));
+        if self.checkpoint.is_quantized(file_name) {
+            if let Some(problem) = self.checkpoint.scales_problem(file_name) {
+                return Err(format!("{name}: {problem}"));
+            }
+            if view != View::Whole {
+                return Err(format!("{name}: is of 8-bit integers, which are read only where the file holds it as it is"));
+            }
         }
         self.load(name, file_name, view, shape).map_err(|e| format!("{name}: {e}"))
     }
@@ -329,17 +330,6 @@ struct Kept {
     trainable: bool,
     /// Its numbers are rounded to f16.
     halves: bool,
-}
-
-/// The numbers that integers (N,…) with scales (N) stand for.
-fn dequantized((integers, scales): (Vec<i8>, Vec<f32>)) -> Values {
-    let inputs = integers.len() / scales.len().max(1);
-    let mut values = zeros::<f32>(integers.len());
-    let rows = values.par_chunks_mut(inputs.max(1)).zip(integers.par_chunks(inputs.max(1))).zip(&scales);
-    rows.for_each(|((row, integers), scale)| {
-        row.iter_mut().zip(integers).for_each(|(value, &integer)| *value = f32::from(integer) * scale);
-    });
-    Values::F32(values)
 }
 
 impl View {
