@@ -259,7 +259,7 @@ impl<'a> Trainer<'a> {
                 batches.push(Batch { images, texts, captions, teacher });
             }
             let lr_factor = self.config.schedule.factor(self.taken, steps);
-            let outcome = self.step(&batches, train, lr_factor)?;
+            let outcome = self.model.install(|| self.step(&batches, train, lr_factor))?;
             self.warn(epoch, &outcome, self.taken == (epoch + 1) * per_epoch, progress)?;
             if let Some(ema) = &mut self.ema {
                 ema.update(self.taken)?;
