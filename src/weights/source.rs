@@ -275,7 +275,9 @@ impl ParamSource for CheckpointSource {
                 return Err(format!("{name}: {problem}"));
             }
             if view != View::Whole {
-                return Err(format!("{name}: is of 8-bit integers, which are read only where the file holds it as it is"));
+                return Err(format!(
+                    "{name}: is of 8-bit integers, which are read only where the file holds it as it is"
+                ));
             }
         }
         self.load(name, file_name, view, shape).map_err(|e| format!("{name}: {e}"))
