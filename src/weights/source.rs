@@ -215,7 +215,7 @@ impl CheckpointSource {
                 PackedWeight::from_integers(shape, &integers, scales)
             } else if let Some(floats) = self.checkpoint.floats(file_name, view.part())? {
                 let inputs: usize = shape.iter().skip(1).product();
-                PackedWeight::read(shape, packing, &|first, rows| floats(first * inputs, rows))?
+                PackedWeight::read(shape, packing, &|first, rows| floats.read(first * inputs, rows))?
             } else {
                 None
             };
