@@ -8,7 +8,8 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::checkpoint::Checkpoint;
 use super::names::{Renames, View, nearest};
-use super::params::{Adapter, Init, ParamSource, Parameters};
+use super::param_source::{Adapter, Init, ParamSource};
+use super::params::Parameters;
 use super::quantized::dequantized;
 use crate::ops::{PackedWeight, Packing, Weight};
 use crate::{Error, Result};
@@ -214,7 +215,7 @@ impl CheckpointSource {
                 PackedWeight::from_integers(shape, &integers, scales)
             } else if let Some(floats) = self.checkpoint.floats(file_name, view.part())? {
                 let inputs: usize = shape.iter().skip(1).product();
-                PackedWeight::read(shape, packing, &|first, rows| floats(first * inputs, rows))?
+                PackedWeight::read(shape, packing, &|first, rows| floats.read(first * inputs, rows))?
             } else {
                 None
             };
