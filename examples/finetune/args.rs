@@ -8,12 +8,14 @@ use diptych::towers::{ImagePooling, TextPooling};
 use diptych::weights::Pattern;
 
 use crate::common::Machine;
+use crate::reports::Reports;
 use crate::strategy::Strategy;
 
 /// Train a dual encoder on captioned images.
 ///
-/// The CSV file has the columns image, caption and split; rows of the split `train` are trained on. What is learned is measured
-/// on the split `test`: recall at 1, 5, 10 in both directions, in percent.
+/// Three options are enough: --model, --data and --out. The CSV file has the columns image, caption and split; rows of the split `train`
+/// are trained on. What is learned is measured on the split `test`: recall at 1, 5, 10 in both directions, in percent. Without the
+/// column split, every tenth image is held out to be measured on. Beside the model lie a report (report.html) and a model card (README.md).
 #[derive(Parser)]
 pub struct Args {
     /// The text tower: a folder, or an id on the hub
@@ -61,31 +63,31 @@ pub struct Args {
     /// Random views of training images: crop, flip, or crop,flip [default: none]
     #[arg(long)]
     pub augment: Option<Augment>,
-    /// How often every image is seen
-    #[arg(long, default_value_t = 30)]
-    pub epochs: usize,
-    /// Pairs a step
-    #[arg(long, default_value_t = 512)]
-    pub batch_size: usize,
-    /// Peak learning rate of projections and scale
-    #[arg(long, allow_negative_numbers = true, default_value_t = 1e-3)]
-    pub lr: f64,
-    /// Peak learning rate of the towers
-    #[arg(long, allow_negative_numbers = true, default_value_t = 5e-5)]
-    pub tower_lr: f64,
+    /// How often every image is seen [default: by what is trained, and about 400 steps]
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<usize>,
+    /// Pairs a step [default: 128, of frozen towers 512; less for few images]
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Peak learning rate of projections and scale [default: by what is trained]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
+    pub lr: Option<f64>,
+    /// Peak learning rate of the towers [default: by what is trained]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
+    pub tower_lr: Option<f64>,
     /// Decoupled weight decay of matrices
     #[arg(long, allow_negative_numbers = true, default_value_t = 0.05)]
     pub weight_decay: f64,
-    /// Steps in which the learning rate rises
-    #[arg(long, default_value_t = 50)]
-    pub warmup_steps: usize,
-    /// Norm that gradients are clipped to [default: not clipped]
+    /// Steps in which the learning rate rises [default: a tenth of all steps]
+    #[arg(long, value_name = "N")]
+    pub warmup_steps: Option<usize>,
+    /// Norm that gradients are clipped to [default: 1 where a tower is trained, else not clipped]
     #[arg(long, allow_negative_numbers = true, value_name = "X")]
     pub clip_norm: Option<f64>,
     /// Seed of fresh weights, order, captions and augmentation
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// When to measure: after each epoch or at the end [default: each, where a tower is trained]
+    /// When to measure: after each epoch or at the end; before the first step in any case [default: each]
     #[arg(long)]
     pub evaluate: Option<When>,
     /// Where to save the model
@@ -99,6 +101,8 @@ pub struct Args {
     pub json: bool,
     #[command(flatten)]
     pub strategy: Strategy,
+    #[command(flatten)]
+    pub reports: Reports,
     #[command(flatten)]
     pub machine: Machine,
 }
