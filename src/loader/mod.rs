@@ -25,6 +25,7 @@ use crate::{Error, Result};
 
 mod inspect;
 mod quantize;
+mod threads;
 mod tokenizer;
 
 pub use quantize::Quantization;
@@ -50,6 +51,7 @@ pub struct Loader {
     random: Option<u64>,
     trainable: bool,
     quantization: Option<Quantization>,
+    threads: Option<usize>,
 }
 
 /// What a folder turned out to hold.
@@ -85,6 +87,7 @@ impl Loader {
             random: None,
             trainable: true,
             quantization: None,
+            threads: None,
         }
     }
 
@@ -168,13 +171,14 @@ impl Loader {
     /// # Errors
     /// When the folder holds none, or something in it does not fit; the error names it.
     pub fn clip(&self, id_or_dir: &str) -> Result<ClipModel> {
-        match self.open(id_or_dir)? {
+        let load = || match self.open(id_or_dir)? {
             (Plan::Clip(plan), files) => self.build_clip(*plan, &files),
             (_, files) => Err(Error::file(
                 files.folder.path(),
                 "it holds one tower, not a dual encoder; load it with TextEncoder or ImageEncoder",
             )),
-        }
+        };
+        self.on_threads(load, ClipModel::with_threads)
     }
 
     /// Loads a text tower from a folder or a hub id; of a dual encoder, its text half and nothing else.
@@ -182,7 +186,7 @@ impl Loader {
     /// # Errors
     /// When the folder holds none, or something in it does not fit; the error names it.
     pub fn text_encoder(&self, id_or_dir: &str) -> Result<TextEncoder> {
-        match self.open(id_or_dir)? {
+        let load = || match self.open(id_or_dir)? {
             (Plan::Text(plan), files) => self.build_text(*plan, &files),
             (Plan::Clip(plan), files) => {
                 let plan = TextPlan { config: plan.config.text, renames: plan.text, tokens: plan.tokens };
@@ -191,7 +195,8 @@ impl Loader {
             (Plan::Image(_), files) => {
                 Err(Error::file(files.folder.path(), "it holds an image tower, not a text tower"))
             }
-        }
+        };
+        self.on_threads(load, TextEncoder::with_threads)
     }
 
     /// Loads an image tower from a folder or a hub id; of a dual encoder, its image half and nothing else.
@@ -199,7 +204,7 @@ impl Loader {
     /// # Errors
     /// When the folder holds none, or something in it does not fit; the error names it.
     pub fn image_encoder(&self, id_or_dir: &str) -> Result<ImageEncoder> {
-        match self.open(id_or_dir)? {
+        let load = || match self.open(id_or_dir)? {
             (Plan::Image(plan), files) => self.build_image(*plan, &files),
             (Plan::Clip(plan), files) => {
                 let ClipPlan { config, image: renames, processor, .. } = *plan;
@@ -208,7 +213,8 @@ impl Loader {
             (Plan::Text(_), files) => {
                 Err(Error::file(files.folder.path(), "it holds a text tower, not an image tower"))
             }
-        }
+        };
+        self.on_threads(load, ImageEncoder::with_threads)
     }
 
     /// Loads whatever the folder holds.
@@ -216,11 +222,14 @@ impl Loader {
     /// # Errors
     /// When it is no model that this crate knows, or something in it does not fit; the error names it.
     pub fn load(&self, id_or_dir: &str) -> Result<Loaded> {
-        Ok(match self.open(id_or_dir)? {
-            (Plan::Clip(plan), files) => Loaded::Clip(Box::new(self.build_clip(*plan, &files)?)),
-            (Plan::Text(plan), files) => Loaded::Text(Box::new(self.build_text(*plan, &files)?)),
-            (Plan::Image(plan), files) => Loaded::Image(Box::new(self.build_image(*plan, &files)?)),
-        })
+        let load = || {
+            Ok(match self.open(id_or_dir)? {
+                (Plan::Clip(plan), files) => Loaded::Clip(Box::new(self.build_clip(*plan, &files)?)),
+                (Plan::Text(plan), files) => Loaded::Text(Box::new(self.build_text(*plan, &files)?)),
+                (Plan::Image(plan), files) => Loaded::Image(Box::new(self.build_image(*plan, &files)?)),
+            })
+        };
+        self.on_threads(load, Loaded::with_threads)
     }
 
     /// What the folder holds, from its configuration and the headers of its files: no weight is read. What keeps it from loading

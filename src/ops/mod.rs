@@ -30,7 +30,7 @@ mod quantized;
 mod rotary;
 mod scale_row;
 mod select_tokens;
-mod simd;
+pub(crate) mod simd;
 mod symmetric_cross_entropy;
 mod window;
 
