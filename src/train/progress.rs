@@ -28,7 +28,7 @@ pub enum Progress {
     Step(Step),
     /// The evaluation split was evaluated.
     Evaluated {
-        /// The epoch it follows, counted from 1.
+        /// The epoch it follows, counted from 1; 0 is before training.
         epoch: usize,
         /// What it found.
         report: RetrievalReport,

@@ -23,7 +23,7 @@ use super::progress::{Progress, Step, TrainReport};
 use super::step::Batch;
 use crate::data::{Sampler, Split};
 use crate::retrieval::RetrievalReport;
-use crate::{ClipModel, Error, Result};
+use crate::{ClipModel, Embeddings, Error, Result};
 
 /// Trains a model in place: its variables are the caller's.
 pub struct Trainer<'a> {
@@ -74,8 +74,11 @@ impl<'s> TrainData<'s> {
         Ok(Self { train, evaluation, images, texts, test_files, test_texts, seconds })
     }
 
-    /// Recall on the evaluation split, if there is one.
-    fn evaluate(
+    /// Recall of `model` on the evaluation split, if there is one: before training, say.
+    ///
+    /// # Errors
+    /// When an image cannot be read; the error names it.
+    pub fn evaluate(
         &self,
         model: &ClipModel,
         workers: usize,
@@ -85,6 +88,25 @@ impl<'s> TrainData<'s> {
         let images = self.images.evaluation(model, &self.test_files, workers, progress)?;
         let texts = self.texts.evaluation(model, &self.test_texts, progress)?;
         recalls(model, split, &images, &texts).map(Some)
+    }
+
+    /// The embeddings of the evaluation split, if there is one: its images (N,D) and all their captions (M,D), in its order.
+    ///
+    /// # Errors
+    /// When an image cannot be read; the error names it.
+    pub fn embeddings(
+        &self,
+        model: &ClipModel,
+        workers: usize,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Option<(Embeddings, Embeddings)>> {
+        if self.evaluation.is_none() {
+            return Ok(None);
+        }
+        let images = self.images.evaluation(model, &self.test_files, workers, progress)?;
+        let texts = self.texts.evaluation(model, &self.test_texts, progress)?;
+        let images = Embeddings::from_features(&model.project_image(&images)?)?;
+        Ok(Some((images, Embeddings::from_features(&model.project_text(&texts)?)?)))
     }
 }
 
