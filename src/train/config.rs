@@ -4,6 +4,7 @@ use super::any_optimizer::OptimizerConfig;
 use super::checkpoint::CheckpointConfig;
 use super::groups::GroupRule;
 use super::schedule::Schedule;
+use crate::data::Tolerance;
 use crate::image::Augment;
 use crate::loss::Loss;
 use crate::{Error, Result};
@@ -48,6 +49,8 @@ pub struct TrainConfig {
     pub workers: usize,
     /// Random views of the training images.
     pub augment: Augment,
+    /// How many training images may be unreadable: each is left out of its batches and listed in the report.
+    pub broken_images: Tolerance,
     /// How many bytes of resized images are kept in memory between epochs.
     pub image_cache_bytes: usize,
     /// When the evaluation split is evaluated.
@@ -95,6 +98,7 @@ impl Default for TrainConfig {
             seed: 0,
             workers: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             augment: Augment::default(),
+            broken_images: Tolerance::default(),
             image_cache_bytes: 2 << 30,
             evaluation: Evaluation::EachEpoch,
         }
@@ -149,6 +153,7 @@ impl TrainConfig {
         let shared = Self {
             workers: 1,
             image_cache_bytes: 0,
+            broken_images: Tolerance::NONE,
             evaluation: Evaluation::EachEpoch,
             checkpoints: None,
             ..self.clone()
