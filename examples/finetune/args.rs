@@ -1,0 +1,122 @@
+//! The options of the program.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+use diptych::image::Augment;
+use diptych::towers::{ImagePooling, TextPooling};
+use diptych::weights::Pattern;
+
+use crate::common::Machine;
+use crate::strategy::Strategy;
+
+/// Train a dual encoder on captioned images.
+///
+/// The CSV file has the columns image, caption and split; rows of the split `train` are trained on. What is learned is measured
+/// on the split `test`: recall at 1, 5, 10 in both directions, in percent.
+#[derive(Parser)]
+pub struct Args {
+    /// The text tower: a folder, or an id on the hub
+    #[arg(long, value_name = "DIR_OR_ID", requires = "image_encoder", required_unless_present = "model")]
+    pub text_encoder: Option<String>,
+    /// The image tower: a folder, or an id on the hub
+    #[arg(long, value_name = "DIR_OR_ID", requires = "text_encoder")]
+    pub image_encoder: Option<String>,
+    /// A whole dual encoder to go on from: a folder, or an id on the hub
+    #[arg(long, value_name = "DIR_OR_ID", conflicts_with_all = ["text_encoder", "image_encoder", "project", "embed_dim", "normalize_inputs"])]
+    pub model: Option<String>,
+    /// The captions: a CSV file with the columns image, caption and split
+    #[arg(long, value_name = "CSV")]
+    pub data: PathBuf,
+    /// The folder that image names are relative to [default: the CSV file's]
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    /// Towers that are not trained
+    #[arg(long, value_delimiter = ',')]
+    pub freeze: Vec<Tower>,
+    /// Parameters that are not trained: a pattern over names, as 'vision_model.embeddings.*'; may be given more than once
+    #[arg(long, value_name = "PATTERN")]
+    pub freeze_params: Vec<Pattern>,
+    /// Towers that start from random weights; only their configuration is read
+    #[arg(long, value_delimiter = ',')]
+    pub random_init: Vec<Tower>,
+    /// The projections: Linear → GELU → LayerNorm, or one matrix [default: mlp]
+    #[arg(long)]
+    pub project: Option<Project>,
+    /// Whether pooled outputs are scaled to unit length before they are projected [default: true for mlp, false for linear]
+    #[arg(long, value_name = "true|false")]
+    pub normalize_inputs: Option<bool>,
+    /// Width of the shared space [default: 256]
+    #[arg(long, value_name = "N")]
+    pub embed_dim: Option<usize>,
+    /// mean, cls, pooler or eos [default: as the checkpoint says]
+    #[arg(long)]
+    pub text_pool: Option<TextPooling>,
+    /// cls, mean, pooler or logits [default: as the checkpoint says]
+    #[arg(long)]
+    pub image_pool: Option<ImagePooling>,
+    /// Side of the image input in pixels [default: as the checkpoint says]
+    #[arg(long, value_name = "N")]
+    pub image_size: Option<u32>,
+    /// Random views of training images: crop, flip, or crop,flip [default: none]
+    #[arg(long)]
+    pub augment: Option<Augment>,
+    /// How often every image is seen
+    #[arg(long, default_value_t = 30)]
+    pub epochs: usize,
+    /// Pairs a step
+    #[arg(long, default_value_t = 512)]
+    pub batch_size: usize,
+    /// Peak learning rate of projections and scale
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1e-3)]
+    pub lr: f64,
+    /// Peak learning rate of the towers
+    #[arg(long, allow_negative_numbers = true, default_value_t = 5e-5)]
+    pub tower_lr: f64,
+    /// Decoupled weight decay of matrices
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.05)]
+    pub weight_decay: f64,
+    /// Steps in which the learning rate rises
+    #[arg(long, default_value_t = 50)]
+    pub warmup_steps: usize,
+    /// Norm that gradients are clipped to [default: not clipped]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
+    pub clip_norm: Option<f64>,
+    /// Seed of fresh weights, order, captions and augmentation
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// When to measure: after each epoch or at the end [default: each, where a tower is trained]
+    #[arg(long)]
+    pub evaluate: Option<When>,
+    /// Where to save the model
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// The type the model is saved in: f32 keeps every bit, f16 and bf16 take half the room
+    #[arg(long, default_value = "f32")]
+    pub save_dtype: String,
+    /// Print one JSON object on the last line
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub strategy: Strategy,
+    #[command(flatten)]
+    pub machine: Machine,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Tower {
+    Text,
+    Image,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Project {
+    Mlp,
+    Linear,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    Each,
+    End,
+}
