@@ -96,7 +96,10 @@ fn both(path: impl AsRef<Path>) -> [Vec<(Vec<String>, PixelArray)>; 2] {
     let data = PairDataset::open(path).unwrap();
     assert_eq!(data.split_names(), ["train", "test"]);
     assert!(data.skipped().is_empty());
-    ["train", "test"].map(|name| seen(&data.split(name).unwrap(), &data.image_folder(None)))
+    ["train", "test"].map(|name| {
+        let split = data.split(name).unwrap();
+        seen(&split, &split.image_folder(None))
+    })
 }
 
 #[test]
@@ -156,7 +159,7 @@ fn a_folder_per_class_gives_a_caption_per_template() {
     let train = data.split("train").unwrap();
     assert_eq!(train.images(), ["train/cat/deep/c.png", "train/sea_horse/a.PNG", "train/sea_horse/b.png"]);
     assert_eq!(train.captions()[1], ["a photo of a sea horse"]);
-    let found = seen(&train, &data.image_folder(None));
+    let found = seen(&train, &train.image_folder(None));
     assert_eq!(found[2].1, processor().preprocess(png(0)).unwrap());
 
     let templates = ["a {}", "one {} more"].map(|t| Template::new(t).unwrap()).to_vec();

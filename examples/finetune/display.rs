@@ -19,6 +19,10 @@ impl Display {
                 let what = if *half == Half::Image { "images" } else { "texts" };
                 self.bar(what, *total).set_position(*done as u64);
             }
+            Progress::Skipped(skipped) => {
+                self.clear();
+                eprintln!("left out {skipped}");
+            }
             Progress::Step(step) => {
                 let bar = self.bar("steps", step.steps);
                 bar.set_position(step.step as u64);

@@ -6,6 +6,7 @@ mod build;
 mod common;
 mod data;
 mod display;
+mod reading;
 mod strategy;
 
 use std::process::ExitCode;
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Outcome<()> {
     let (train, test) = splits(args)?;
-    let folder = args.images.clone().or_else(|| args.data.parent().map(Into::into)).unwrap_or_default();
+    let folder = train.image_folder(args.images.as_deref());
     let save_dtype = dtype("--save-dtype", &args.save_dtype)?;
     if let Some(out) = &args.out {
         check_save_target(out)?;
@@ -57,6 +58,7 @@ fn print(args: &Args, report: &TrainReport) -> Outcome<()> {
             Some(found) => serde_json::to_value(found)?,
             None => serde_json::json!({ "images": 0, "captions": 0 }),
         };
+        value["skipped"] = report.skipped.iter().map(ToString::to_string).collect::<Vec<_>>().into();
         value["prepare_seconds"] = prepare.into();
         value["seconds"] = seconds.into();
         return say(value);

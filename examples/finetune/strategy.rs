@@ -147,6 +147,8 @@ pub fn recipe(args: &Args, model: &ClipModel) -> TrainConfig {
         weight_decay: args.weight_decay,
         seed: args.seed,
         augment: args.augment.unwrap_or_default(),
+        broken_images: args.reading.tolerance(),
+        image_cache_bytes: args.reading.image_cache_bytes(),
         evaluation,
         ..TrainConfig::default()
     };

@@ -95,12 +95,13 @@ impl PairOptions {
             return Err(Error::argument("templates", "the list is empty; give at least one"));
         }
         let (format, files) = self.find(path)?;
-        let beside = |file: &Path| file.parent().map(Path::to_path_buf).unwrap_or_default();
-        let folder = match format {
-            PairFormat::ClassFolders => path.to_path_buf(),
-            _ => files.first().map(|file| beside(file)).unwrap_or_default(),
+        let folder = match files.first().and_then(|file| file.parent()) {
+            _ if format == PairFormat::ClassFolders => path,
+            // A file named without its folder lies here.
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
         };
-        let mut builder = Builder::new(path, &folder, self);
+        let mut builder = Builder::new(path, folder, self);
         for file in &files {
             match format {
                 PairFormat::Csv => table(file, Delimiter::Found, &mut builder)?,

@@ -61,20 +61,8 @@ impl PairDataset {
         self.collect(|_| true)
     }
 
-    /// The folder that the images' paths start from: `images` if one is given; else the folder of the file that was read, or
-    /// `images` in it if the first image lies there. Images within shards have none.
-    #[must_use]
-    pub fn image_folder(&self, images: Option<&Path>) -> PathBuf {
-        if let Some(folder) = images {
-            return folder.to_path_buf();
-        }
-        let beside = self.folder.join("images");
-        let holds = |folder: &Path| self.images.first().is_some_and(|entry| folder.join(&entry.image).is_file());
-        if !holds(&self.folder) && holds(&beside) { beside } else { self.folder.clone() }
-    }
-
     fn collect(&self, wanted: impl Fn(&Entry) -> bool) -> Split {
-        let mut split = Split { images: vec![], sources: vec![], captions: vec![], skipped: self.skipped.clone() };
+        let mut split = Split { folder: self.folder.clone(), skipped: self.skipped.clone(), ..Split::default() };
         for entry in self.images.iter().filter(|entry| wanted(entry)) {
             split.images.push(entry.image.clone());
             split.sources.push(entry.source.clone());
@@ -85,8 +73,10 @@ impl PairDataset {
 }
 
 /// Images with at least one caption each.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Split {
+    /// What the images' paths start from where nothing else is said.
+    folder: PathBuf,
     images: Vec<String>,
     /// Where each image is; `None` for a file of its name.
     sources: Vec<Option<ImageSource>>,
@@ -108,13 +98,37 @@ impl Split {
         if let Some(index) = captions.iter().position(Vec::is_empty) {
             return Err(crate::Error::argument("captions", format!("image '{}' has no caption", images[index])));
         }
-        Ok(Self { sources: vec![None; images.len()], images, captions, skipped: Vec::new() })
+        Ok(Self { sources: vec![None; images.len()], images, captions, ..Self::default() })
     }
 
     /// The images' names: paths relative to the folder of images, or the shard and the member.
     #[must_use]
     pub fn images(&self) -> &[String] {
         &self.images
+    }
+
+    /// Some of the images, by their indices; those beyond the last image are left out.
+    #[must_use]
+    pub fn select(&self, indices: impl IntoIterator<Item = usize>) -> Self {
+        let mut part = Self { folder: self.folder.clone(), skipped: self.skipped.clone(), ..Self::default() };
+        for index in indices.into_iter().filter(|&index| index < self.images.len()) {
+            part.images.push(self.images[index].clone());
+            part.sources.push(self.sources[index].clone());
+            part.captions.push(self.captions[index].clone());
+        }
+        part
+    }
+
+    /// The folder that the images' paths start from: `images` if one is given; else the folder of the file that was read, or
+    /// `images` in it if the first image lies there. Images within shards need none.
+    #[must_use]
+    pub fn image_folder(&self, images: Option<&Path>) -> PathBuf {
+        if let Some(folder) = images {
+            return folder.to_path_buf();
+        }
+        let beside = self.folder.join("images");
+        let holds = |folder: &Path| self.images.first().is_some_and(|image| folder.join(image).is_file());
+        if !holds(&self.folder) && holds(&beside) { beside } else { self.folder.clone() }
     }
 
     /// Where the images are; those that are files of their own lie under `folder`.
@@ -268,6 +282,18 @@ mod tests {
         let present = Split::new(names[..1].to_vec(), vec![vec![String::from("x")]]).unwrap();
         present.check_images(folder.path()).unwrap();
         assert!(present.check_images(folder.path().join("nowhere")).is_err());
+    }
+
+    #[test]
+    fn a_selection_keeps_what_belongs_to_its_images() {
+        let all = read("image,caption\na.jpg,x\nb.jpg,y\nb.jpg,z\nc.jpg,\n");
+        assert!(all.is_err(), "from_csv takes no bad row");
+        let all = read("image,caption\na.jpg,x\nb.jpg,y\nb.jpg,z\n").unwrap().all();
+        let part = all.select([1, 7, 0]);
+        assert_eq!(part.images(), ["b.jpg", "a.jpg"]);
+        assert_eq!(part.captions(), [vec!["y", "z"], vec!["x"]]);
+        assert_eq!(part.image_folder(None), all.image_folder(None));
+        assert_eq!(part.image_folder(Some(Path::new("p"))), Path::new("p"));
     }
 
     #[test]
