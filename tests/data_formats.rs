@@ -1,6 +1,6 @@
 //! The same pairs in every form that `PairDataset::open` reads, and what each form says of its mistakes.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use diptych::ErrorKind;
 use diptych::data::{
@@ -375,7 +375,7 @@ mod parquet_files {
         write_parquet(path, schema, vec![group(0..5), group(5..10), group(10..12)]);
     }
 
-    fn csv(root: &Path) -> PathBuf {
+    fn csv(root: &Path) -> std::path::PathBuf {
         write_images(root);
         write(root.join("a.csv"), table(',', "image", "caption"));
         root.join("a.csv")
