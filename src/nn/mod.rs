@@ -11,6 +11,7 @@ mod mlp;
 mod norm;
 mod patch_embed;
 mod position;
+mod ragged;
 mod relative_positions;
 mod rope;
 
@@ -25,5 +26,6 @@ pub use mlp::{Mlp, MlpKind};
 pub use norm::Norm;
 pub use patch_embed::PatchEmbed;
 pub use position::{PositionResize, interpolate_positions};
+pub use ragged::Ragged;
 pub use relative_positions::{RelativePositions, pair_biases, way_count};
 pub use rope::Rope;

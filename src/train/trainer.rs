@@ -207,7 +207,7 @@ impl<'a> Trainer<'a> {
                 batches.push(Batch { images, texts, captions });
             }
             let lr_factor = self.config.schedule.factor(self.taken, steps);
-            let outcome = self.step(&batches, train, lr_factor)?;
+            let outcome = self.model.install(|| self.step(&batches, train, lr_factor))?;
             if let Some(ema) = &mut self.ema {
                 ema.update(self.taken)?;
             }

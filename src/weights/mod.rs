@@ -6,6 +6,7 @@
 
 mod checkpoint;
 mod decode;
+mod entry;
 mod folder;
 mod hub;
 #[cfg(feature = "hub")]
@@ -21,6 +22,8 @@ mod params;
 mod pattern;
 #[cfg(feature = "pickle")]
 mod pickle;
+mod quantized;
+mod random;
 mod save;
 mod source;
 mod tensor_file;
@@ -36,8 +39,10 @@ pub use hub::{Download, HubOptions, Progress, resolve};
 pub use layout::Layout;
 pub use names::Renames;
 pub(crate) use names::View;
-pub use params::{Adapter, Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
+pub use params::{Adapter, Init, ParamSource, Parameters, Params};
 pub use pattern::Pattern;
+pub(crate) use quantized::save_quantized;
+pub use random::{RandomSource, VarBuilderSource};
 pub(crate) use save::sync_folder;
 pub use save::{check_save_target, save_folder, save_safetensors, write_atomic};
 pub use source::CheckpointSource;
