@@ -84,9 +84,7 @@ fn a_part_that_is_resized_equals_torchvisions_resized_crop() {
 }
 
 fn processor() -> ImageProcessor {
-    let crop = Some(ImageSize::square(24));
-    ImageProcessor::new(ImageProcessorConfig { crop, ..ImageProcessorConfig::clip() }.with_image_size(24).unwrap())
-        .unwrap()
+    ImageProcessor::new(ImageProcessorConfig::clip().with_image_size(24).unwrap()).unwrap()
 }
 
 #[test]
