@@ -1,6 +1,6 @@
 //! The data that the options name.
 
-use diptych::data::{PairDataset, Split};
+use diptych::data::Split;
 
 use crate::args::Args;
 use crate::common::Outcome;
@@ -12,7 +12,10 @@ const LEAST: usize = 20;
 
 /// The rows to train on and those to measure on.
 pub fn splits(args: &Args) -> Outcome<(Split, Option<Split>)> {
-    let data = PairDataset::from_csv(&args.data)?;
+    let data = args.reading.options().open(&args.data)?;
+    for skipped in data.skipped() {
+        eprintln!("left out {skipped}");
+    }
     if data.split_names().is_empty() {
         return hold_out(args, data.all());
     }

@@ -7,6 +7,7 @@ mod common;
 mod data;
 mod defaults;
 mod display;
+mod reading;
 mod reports;
 mod strategy;
 
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Outcome<()> {
     let (train, test) = splits(args)?;
-    let folder = args.images.clone().or_else(|| args.data.parent().map(Into::into)).unwrap_or_default();
+    let folder = train.image_folder(args.images.as_deref());
     let save_dtype = dtype("--save-dtype", &args.save_dtype)?;
     if let Some(out) = &args.out {
         check_save_target(out)?;
@@ -97,6 +98,7 @@ fn print(args: &Args, before: Option<RetrievalReport>, report: &TrainReport) -> 
         if let Some(before) = before {
             value["before"] = serde_json::to_value(before)?;
         }
+        value["skipped"] = report.skipped.iter().map(ToString::to_string).collect::<Vec<_>>().into();
         value["prepare_seconds"] = prepare.into();
         value["seconds"] = seconds.into();
         return say(value);

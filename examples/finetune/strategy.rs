@@ -146,6 +146,8 @@ pub fn recipe(args: &Args, model: &ClipModel, images: usize) -> TrainConfig {
         seed: args.seed,
         augment: args.augment.unwrap_or_default(),
         evaluation: if args.evaluate == Some(When::End) { Evaluation::AtEnd } else { Evaluation::EachEpoch },
+        broken_images: args.reading.tolerance(),
+        image_cache_bytes: args.reading.image_cache_bytes(),
         ..TrainConfig::default()
     };
     config = args.strategy.apply(args.warmup_steps.unwrap_or(steps.div_ceil(10)), config);
