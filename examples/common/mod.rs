@@ -113,3 +113,16 @@ pub fn progress(total: usize, what: &str) -> ProgressBar {
         Err(_) => bar,
     }
 }
+
+/// A number with two decimals.
+pub fn rounded(number: f64) -> f64 {
+    (number * 100.0).round() / 100.0
+}
+
+/// The largest resident size that this process has had, where the system says so (Linux).
+pub fn peak_rss_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some((kib / 1024.0).round())
+}

@@ -11,6 +11,7 @@ mod mlp;
 mod norm;
 mod patch_embed;
 mod position;
+mod recompute;
 mod relative_positions;
 mod rope;
 

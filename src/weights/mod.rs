@@ -36,7 +36,7 @@ pub use hub::{Download, HubOptions, Progress, resolve};
 pub use layout::Layout;
 pub use names::Renames;
 pub(crate) use names::View;
-pub use params::{Adapter, Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
+pub use params::{Activations, Adapter, Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
 pub use pattern::Pattern;
 pub(crate) use save::sync_folder;
 pub use save::{check_save_target, save_folder, save_safetensors, write_atomic};

@@ -58,6 +58,22 @@ pub trait ParamSource: Send + Sync {
         let _ = module;
         None
     }
+
+    /// What the blocks built from this source keep for a backward pass.
+    fn activations(&self) -> Activations {
+        Activations::Stored
+    }
+}
+
+/// What training keeps of a transformer tower's forward pass for its backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activations {
+    /// All intermediate results: fastest.
+    #[default]
+    Stored,
+    /// Each block's input alone; the block runs once more when the backward pass comes to it. The gradients are the same bits, the
+    /// forward pass is paid twice.
+    Recomputed,
 }
 
 /// What is to be known of a linear layer's low-rank adapter besides its matrices.
@@ -177,6 +193,11 @@ impl Params {
         Ok(Some((down, self.get("lora_B.weight", &[output, rank], Init::ZEROS)?, scale)))
     }
 
+    /// What blocks keep for a backward pass.
+    pub(crate) fn activations(&self) -> Activations {
+        self.source.activations()
+    }
+
     /// The places of all linear layers that were built.
     pub(crate) fn linears(&self) -> BTreeSet<String> {
         self.lock().linears.clone()
@@ -195,7 +216,7 @@ impl Params {
         let mut record = self.lock();
         if record.problems.is_empty() {
             let (tensors, buffers) = (std::mem::take(&mut record.tensors), std::mem::take(&mut record.buffers));
-            return Ok(Parameters { tensors, buffers, adapters: BTreeMap::new() });
+            return Ok(Parameters { tensors, buffers, ..Parameters::default() });
         }
         let problems = std::mem::take(&mut record.problems);
         Err(ErrorKind::Tensors { source_name: source_name.to_string(), problems }.into())
@@ -204,7 +225,7 @@ impl Params {
     /// Ends the building with what there is and what is wrong.
     pub(crate) fn finish_with_problems(&self) -> (Parameters, Vec<String>) {
         let record = std::mem::take(&mut *self.lock());
-        let parameters = Parameters { tensors: record.tensors, buffers: record.buffers, adapters: BTreeMap::new() };
+        let parameters = Parameters { tensors: record.tensors, buffers: record.buffers, ..Parameters::default() };
         (parameters, record.problems)
     }
 
@@ -224,6 +245,7 @@ pub struct Parameters {
     tensors: BTreeMap<String, Weight>,
     buffers: BTreeSet<String>,
     adapters: BTreeMap<String, Adapter>,
+    activations: Activations,
 }
 
 impl Parameters {
@@ -322,7 +344,8 @@ impl Parameters {
         let tensors = self.tensors.iter().filter_map(|(name, tensor)| Some((rename(name)?, tensor.clone())));
         let buffers = self.buffers.iter().filter_map(|name| rename(name));
         let adapters = self.adapters.iter().filter_map(|(module, adapter)| Some((rename(module)?, *adapter)));
-        Self { tensors: tensors.collect(), buffers: buffers.collect(), adapters: adapters.collect() }
+        let (tensors, buffers, adapters) = (tensors.collect(), buffers.collect(), adapters.collect());
+        Self { tensors, buffers, adapters, activations: self.activations }
     }
 
     /// These and the other's parameters in one.
@@ -330,6 +353,12 @@ impl Parameters {
         self.tensors.extend(other.tensors);
         self.buffers.extend(other.buffers);
         self.adapters.extend(other.adapters);
+    }
+
+    /// The same parameters, of towers that keep this for a backward pass.
+    #[must_use]
+    pub fn with_activations(&self, activations: Activations) -> Self {
+        Self { activations, ..self.clone() }
     }
 
     /// The linear layers that have low-rank adapters.
@@ -403,6 +432,10 @@ impl ParamSource for Parameters {
 
     fn adapter(&self, module: &str) -> Option<Adapter> {
         self.adapters.get(module).copied()
+    }
+
+    fn activations(&self) -> Activations {
+        self.activations
     }
 }
 
