@@ -13,10 +13,10 @@ use diptych::image::Augment;
 use diptych::loss::{ClipLoss, Loss, SigLipLoss};
 use diptych::towers::{ImagePooling, TextPooling};
 use diptych::train::{
-    CheckpointConfig, Duplicates, Evaluation, Half, OptimizerConfig, Progress, Schedule, Selection, SgdConfig,
+    CheckpointConfig, Duplicates, Evaluation, Half, OptimizerConfig, Precision, Progress, Schedule, Selection, SgdConfig,
     TrainConfig, TrainReport, Trainer,
 };
-use diptych::weights::{Pattern, check_save_target};
+use diptych::weights::{Activations, Pattern, check_save_target};
 use diptych::{ClipModel, InputNorm, Loader, ProjectionConfig};
 use indicatif::ProgressBar;
 
@@ -140,6 +140,12 @@ struct Strategy {
     /// Rows whose activations are in memory at a time; the gradients are the whole batch's [default: all]
     #[arg(long, value_name = "N")]
     micro_batch: Option<usize>,
+    /// Keep each block's input alone and run the block again for its gradients: less memory, the same gradients, more time
+    #[arg(long)]
+    recompute: bool,
+    /// The towers compute in bf16 on copies of the f32 parameters (for GPUs)
+    #[arg(long)]
+    bf16: bool,
     /// Batches a step, whose gradients are averaged
     #[arg(long, default_value_t = 1, value_name = "N")]
     accumulate: usize,
@@ -201,6 +207,12 @@ impl Strategy {
         };
         if self.sgd {
             config.optimizer = OptimizerConfig::Sgd(SgdConfig::default());
+        }
+        if self.recompute {
+            config.activations = Activations::Recomputed;
+        }
+        if self.bf16 {
+            config.precision = Precision::Bf16;
         }
         if self.duplicates_match {
             config.duplicates = Duplicates::Positives;

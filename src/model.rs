@@ -14,7 +14,7 @@ use crate::logit_scale::{LogitConfig, LogitScale};
 use crate::matching::MatchingConfig;
 use crate::project::{LinearProject, ProjectionConfig};
 use crate::text::{TextTokenizer, TokenBatch};
-use crate::weights::{Activations, Parameters, Params, RandomSource, Stored};
+use crate::weights::{Parameters, Params, RandomSource, Stored};
 use crate::zero_shot::{Template, ZeroShot};
 use crate::{Embeddings, Error, Result, ops};
 
@@ -240,14 +240,6 @@ impl ClipModel {
     /// When candle cannot allocate a variable.
     pub fn with_trainable(self, trainable: impl Fn(&str) -> bool) -> Result<Self> {
         self.map_parameters(|parameters| parameters.with_trainable(&trainable))
-    }
-
-    /// The same model, whose transformer towers keep this of a forward pass for the backward pass.
-    ///
-    /// # Errors
-    /// Never for a built model.
-    pub fn with_activations(self, activations: Activations) -> Result<Self> {
-        self.map_parameters(|parameters| Ok(parameters.with_activations(activations)))
     }
 
     /// The same model with what `map` makes of its parameters, a half at a time, under the names of [`ClipModel::parameters`].

@@ -9,6 +9,7 @@ use diptych::loss::ClipLoss;
 use diptych::text::TokenBatch;
 use diptych::towers::{PooledToken, TextTowerConfig};
 use diptych::train::{Optimizer, OptimizerConfig, ParamGroup};
+use diptych::weights::Activations;
 use diptych::{ClipModel, Loader};
 
 use crate::common::{Outcome, peak_rss_mb, rounded, say};
@@ -25,6 +26,9 @@ pub struct Options {
     /// Train adapters of this rank on the queries' and values' projections instead
     #[arg(long, value_name = "RANK")]
     lora: Option<usize>,
+    /// Keep each block's input alone, and run the block again for its gradients
+    #[arg(long)]
+    recompute: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -37,7 +41,10 @@ enum Freeze {
 impl Options {
     /// Times `rounds` steps after one that warms up, and prints the median as JSON.
     pub fn run(&self, loader: &Loader, model: &str, batch: usize, rounds: usize) -> Outcome<()> {
-        let model = self.model(loader, model)?;
+        let mut model = self.model(loader, model)?;
+        if self.recompute {
+            model = model.with_activations(Activations::Recomputed)?;
+        }
         let (pixels, tokens) = inputs(&model, batch, self.text_length.into())?;
         let group = ParamGroup { vars: model.trainable(), lr: 1e-5, weight_decay: 0.1 };
         let mut optimizer = Optimizer::new(vec![group], OptimizerConfig::default())?;
@@ -53,6 +60,7 @@ impl Options {
         let seconds = times[rounds / 2];
         say(serde_json::json!({
             "peer": "diptych", "what": "train", "batch": batch, "freeze": self.name(), "lora": self.lora,
+            "recompute": self.recompute,
             "ms_per_step": rounded(seconds * 1e3),
             "images_per_second": rounded(batch as f64 / seconds), "peak_rss_mb": peak_rss_mb(),
         }))

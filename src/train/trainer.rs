@@ -7,6 +7,7 @@
 //! pooled (B,E) → features (B,D) → logits (B,B) → loss → gradients → optimiser → clamped logit scale. A frozen tower that sees the same
 //! input every epoch runs once: then a step is a choice of rows and two projections.
 
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -27,7 +28,9 @@ use crate::{ClipModel, Error, Result};
 
 /// Trains a model in place: its variables are the caller's.
 pub struct Trainer<'a> {
-    pub(super) model: &'a ClipModel,
+    /// A clone, on the caller's variables.
+    pub(super) model: ClipModel,
+    caller: PhantomData<&'a ClipModel>,
     pub(super) config: TrainConfig,
     pub(super) trainable: Vec<(String, Var)>,
     pub(super) optimizer: Optimizer,
@@ -113,7 +116,8 @@ impl<'a> Trainer<'a> {
         };
         let optimizer = Optimizer::new(rates.groups(&trainable, &model.parameters())?, config.optimizer)?;
         let ema = config.ema.map(|decay| Ema::new(&trainable, decay)).transpose()?;
-        Ok(Self { model, config, trainable, optimizer, ema, taken: 0, loss_sum: 0.0 })
+        let model = model.clone().with_activations(config.activations)?;
+        Ok(Self { model, caller: PhantomData, config, trainable, optimizer, ema, taken: 0, loss_sum: 0.0 })
     }
 
     /// Trains on `train` and evaluates on `evaluation`, whose images lie under `folder`. `progress` is told of every batch.
@@ -129,7 +133,7 @@ impl<'a> Trainer<'a> {
         evaluation: Option<&Split>,
         mut progress: impl FnMut(&Progress),
     ) -> Result<TrainReport> {
-        let data = TrainData::prepare(self.model, &self.config, train, folder, evaluation, &mut progress)?;
+        let data = TrainData::prepare(&self.model, &self.config, train, folder, evaluation, &mut progress)?;
         self.fit_prepared(&data, progress)
     }
 
@@ -153,7 +157,7 @@ impl<'a> Trainer<'a> {
             let due = self.config.evaluation == Evaluation::EachEpoch || epoch + 1 == self.config.epochs;
             if due {
                 self.swap_average()?;
-                let report = data.evaluate(self.model, self.config.workers, &mut progress);
+                let report = data.evaluate(&self.model, self.config.workers, &mut progress);
                 self.swap_average()?;
                 found = report?;
             }
@@ -192,8 +196,8 @@ impl<'a> Trainer<'a> {
             for chosen in chosen.chunks_exact(self.config.batch_size) {
                 let caption = |&i: &usize| (i, sampler.caption(epoch, i, train.captions()[i].len()));
                 let captions: Vec<(usize, usize)> = chosen.iter().map(caption).collect();
-                let images = loader.next(self.model, chosen)?;
-                let texts = data.texts.batch(self.model, train.captions(), &captions)?;
+                let images = loader.next(&self.model, chosen)?;
+                let texts = data.texts.batch(&self.model, train.captions(), &captions)?;
                 batches.push(Batch { images, texts, captions });
             }
             let lr_factor = self.config.schedule.factor(self.taken, steps);

@@ -4,6 +4,7 @@
 //! they are called in memory; [`CheckpointSource`] hands them to the layers, which ask for them through [`Params`]. Saving
 //! ([`save_folder`], [`save_safetensors`]) is complete or does not happen.
 
+mod activations;
 mod checkpoint;
 mod decode;
 mod folder;
@@ -29,6 +30,7 @@ mod torch_file;
 #[cfg(feature = "pickle")]
 mod zip;
 
+pub use activations::Activations;
 pub use checkpoint::{Checkpoint, TensorDescription};
 pub use folder::Folder;
 pub(crate) use hub::resolve_tokenizer;
@@ -36,7 +38,7 @@ pub use hub::{Download, HubOptions, Progress, resolve};
 pub use layout::Layout;
 pub use names::Renames;
 pub(crate) use names::View;
-pub use params::{Activations, Adapter, Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
+pub use params::{Adapter, Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
 pub use pattern::Pattern;
 pub(crate) use save::sync_folder;
 pub use save::{check_save_target, save_folder, save_safetensors, write_atomic};

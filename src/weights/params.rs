@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
 
+use super::Activations;
 use crate::ops::{PackedWeight, Packing, Weight};
 use crate::{ErrorKind, Result};
 
@@ -63,17 +64,6 @@ pub trait ParamSource: Send + Sync {
     fn activations(&self) -> Activations {
         Activations::Stored
     }
-}
-
-/// What training keeps of a transformer tower's forward pass for its backward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Activations {
-    /// All intermediate results: fastest.
-    #[default]
-    Stored,
-    /// Each block's input alone; the block runs once more when the backward pass comes to it. The gradients are the same bits, the
-    /// forward pass is paid twice.
-    Recomputed,
 }
 
 /// What is to be known of a linear layer's low-rank adapter besides its matrices.
@@ -306,6 +296,15 @@ impl Parameters {
             Ok((name.clone(), weight))
         };
         Ok(Self { tensors: self.tensors.iter().map(pick).collect::<Result<_>>()?, ..self.clone() })
+    }
+
+    /// The same parameters as `dtype`, buffers included, with the graph that leads back to the variables: their gradients are of the
+    /// variables' own type.
+    pub(crate) fn cast(&self, dtype: DType) -> Result<Self> {
+        let cast = |(name, weight): (&String, &Weight)| {
+            Ok((name.clone(), Weight::Plain(weight.to_tensor()?.to_dtype(dtype)?)))
+        };
+        Ok(Self { tensors: self.tensors.iter().map(cast).collect::<Result<_>>()?, ..self.clone() })
     }
 
     /// The same parameters seen without gradients: every tensor shares its storage with this one's.
