@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use common::{Machine, Outcome, dtype, exit, progress, say};
+use common::{Machine, Outcome, dtype, exit, keep_freed_memory, progress, say};
 use diptych::adapt::LoraConfig;
 use diptych::data::{PairDataset, Split};
 use diptych::image::Augment;
@@ -264,6 +264,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Outcome<()> {
+    keep_freed_memory();
     let (train, test) = splits(args)?;
     let folder = args.images.clone().or_else(|| args.data.parent().map(Into::into)).unwrap_or_default();
     let save_dtype = dtype("--save-dtype", &args.save_dtype)?;

@@ -55,7 +55,7 @@ pub enum ErrorKind {
     /// An image cannot be decoded or is too large.
     #[error("image {name}: {message}")]
     Image {
-        /// The image's path, or its place in the input.
+        /// The image's path, and its place in the input where it is one of many.
         name: String,
         /// What is wrong with it.
         message: String,

@@ -27,6 +27,7 @@ mod logit_scale;
 mod matching;
 mod model;
 mod project;
+mod threads;
 
 pub use embeddings::Embeddings;
 pub use encoder::{ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig};

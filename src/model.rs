@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::encoder::{Built, ImageEncoder, ImageEncoderConfig, TextEncoder, TextEncoderConfig};
-use crate::image::{ImageInput, ImageProcessor, NaflexProcessor};
+use crate::image::{ImageProcessor, NaflexProcessor};
 use crate::loader::Loader;
 use crate::logit_scale::{LogitConfig, LogitScale};
 use crate::matching::MatchingConfig;
@@ -16,7 +16,9 @@ use crate::project::{LinearProject, ProjectionConfig};
 use crate::text::{TextTokenizer, TokenBatch};
 use crate::weights::{Parameters, Params, RandomSource, Stored};
 use crate::zero_shot::{Template, ZeroShot};
-use crate::{Embeddings, Error, Result, ops};
+use crate::{Error, Result, ops};
+
+mod embed;
 
 /// A whole dual encoder's configuration, as our own `config.json` holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -270,36 +272,6 @@ impl ClipModel {
         self.heads.parameters().iter().next().map_or(DType::F32, |(_, t)| t.dtype())
     }
 
-    /// Unit rows for images: paths, bytes or decoded images. No graph is kept.
-    ///
-    /// # Shapes
-    /// N images → (N,D).
-    ///
-    /// # Errors
-    /// When the list is empty or an image cannot be read; the error names it.
-    pub fn embed_images<I>(&self, images: I) -> Result<Embeddings>
-    where
-        I: IntoIterator,
-        I::Item: Into<ImageInput>,
-    {
-        self.embeddings(self.heads.detached().visual_projection.forward(&self.image.encode(images)?)?)
-    }
-
-    /// Unit rows for texts. No graph is kept.
-    ///
-    /// # Shapes
-    /// N texts → (N,D).
-    ///
-    /// # Errors
-    /// When the list is empty.
-    pub fn embed_texts(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
-        self.embeddings(self.heads.detached().text_projection.forward(&self.text.encode(texts)?)?)
-    }
-
-    fn embeddings(&self, features: Tensor) -> Result<Embeddings> {
-        Embeddings::from_features(&features)
-    }
-
     /// Both halves of a batch, with the graph of the trainable parameters.
     ///
     /// # Shapes
@@ -308,9 +280,12 @@ impl ClipModel {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, pixel_values: &Tensor, tokens: &TokenBatch) -> Result<ClipOutput> {
-        let image_features = self.project_image(&self.image.pooled(pixel_values)?)?;
-        let text_features = self.project_text(&self.text.pooled(tokens)?)?;
-        self.output(image_features, text_features)
+        let forward = || {
+            let image_features = self.project_image(&self.image.pooled(pixel_values)?)?;
+            let text_features = self.project_text(&self.text.pooled(tokens)?)?;
+            self.output(image_features, text_features)
+        };
+        self.image.threads().install_on(pixel_values.device(), forward)
     }
 
     /// An image tower's pooled output (B,E) to features (B,D), with the projection's graph.
@@ -318,7 +293,8 @@ impl ClipModel {
     /// # Errors
     /// When shapes do not fit.
     pub fn project_image(&self, pooled: &Tensor) -> Result<Tensor> {
-        self.heads.tracked().visual_projection.forward(pooled)
+        let project = || self.heads.tracked().visual_projection.forward(pooled);
+        self.image.threads().install_on(pooled.device(), project)
     }
 
     /// A text tower's pooled output (B,E) to features (B,D), with the projection's graph.
@@ -326,7 +302,8 @@ impl ClipModel {
     /// # Errors
     /// When shapes do not fit.
     pub fn project_text(&self, pooled: &Tensor) -> Result<Tensor> {
-        self.heads.tracked().text_projection.forward(pooled)
+        let project = || self.heads.tracked().text_projection.forward(pooled);
+        self.text.threads().install_on(pooled.device(), project)
     }
 
     /// Features (B,D) and (M,D) to unit rows and logits.

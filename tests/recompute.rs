@@ -22,6 +22,25 @@ fn gradients(model: &ClipModel, loss: &Tensor) -> Vec<(String, Option<Vec<f32>>)
     model.trainable().into_iter().map(|(name, var)| (name, grads.get(&var).map(flat))).collect()
 }
 
+/// How many numbers a graph holds besides the variables.
+fn numbers(loss: &Tensor) -> usize {
+    let nodes = loss.sorted_nodes();
+    nodes.iter().filter(|node| !node.is_variable()).map(|node| node.elem_count()).sum()
+}
+
+#[test]
+fn a_graph_with_recomputation_is_a_fraction_of_the_other() {
+    for name in ["clip", "siglip", "vtde_vit_bert"] {
+        let golden = Golden::named(name);
+        let model = ClipModel::from_pretrained(golden.dir()).unwrap();
+        let stored = numbers(&loss(&model, &golden));
+        let model = model.with_activations(Activations::Recomputed).unwrap();
+        let recomputed = numbers(&loss(&model, &golden));
+        // Two blocks, of which the last may keep everything for the token that is pooled.
+        assert!(3 * recomputed < 2 * stored, "{name}: {recomputed} of {stored}");
+    }
+}
+
 #[test]
 fn gradients_of_every_dual_encoder_are_the_same_bits_with_and_without_recomputation() {
     let mut checked = 0;

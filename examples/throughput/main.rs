@@ -23,6 +23,7 @@ use diptych::{ClipModel, Quantization, TextEncoder};
 /// text    texts to embedding, each batch padded to its longest as `embed_texts` does;
 /// text77  the same texts padded to the model's length;
 /// files   image files to embedding, decoding included;
+/// memory  the process's peak of resident memory after embedding 1,000 image files and after 10,000 more;
 /// load    the folder to a model, with the process's peak of resident memory;
 /// train   whole training steps on random pixels and ids: forward, backward, AdamW; with the peak of resident memory
 #[derive(Parser)]
@@ -30,7 +31,7 @@ struct Args {
     /// A folder, or an id on the hub
     #[arg(long, value_name = "DIR_OR_ID")]
     model: String,
-    /// What to time, of: image,text,text77,files,load,train
+    /// What to time, of: image,text,text77,files,memory,load,train
     #[arg(long, value_delimiter = ',', default_value = "image,text")]
     what: Vec<String>,
     /// Batch sizes
@@ -82,7 +83,11 @@ fn run(args: &Args) -> Outcome<()> {
             "image" => images(args, &model)?,
             "text" | "text77" => texts(args, &model, what)?,
             "files" => files(args, &model)?,
-            other => return Err(format!("--what {other}: expected image, text, text77, files or load, or train alone").into()),
+            "memory" => memory(args, &model)?,
+            other => {
+                let known = "image, text, text77, files, memory or load, or train alone";
+                return Err(format!("--what {other}: expected {known}").into());
+            }
         }
     }
     Ok(())
@@ -143,15 +148,41 @@ fn padded(_encoder: &TextEncoder, tokens: &TokenBatch) -> Outcome<TokenBatch> {
 }
 
 fn files(args: &Args, model: &ClipModel) -> Outcome<()> {
-    let folder = args.images.as_ref().ok_or("--what files needs --images")?;
+    let paths = image_files(args)?;
+    report(args, "files", 32, paths.len(), |_| {
+        model.embed_images(&paths)?;
+        Ok(())
+    })
+}
+
+fn memory(args: &Args, model: &ClipModel) -> Outcome<()> {
+    let paths = image_files(args)?;
+    for count in [1_000, 10_000] {
+        for batch in model.embed_images_iter(paths.iter().cycle().take(count)) {
+            batch?;
+        }
+        let peak = peak_rss_mb();
+        if args.json {
+            let line = serde_json::json!({ "peer": "diptych", "what": "memory", "images": count, "peak_rss_mb": peak });
+            say(line)?;
+        } else {
+            say(format!(
+                "memory  {count:6} images, peak {} MB",
+                peak.map_or("?".to_string(), |mb| format!("{mb:.0}"))
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+/// The first image files of the folder, by name.
+fn image_files(args: &Args) -> Outcome<Vec<PathBuf>> {
+    let folder = args.images.as_ref().ok_or("--what files and --what memory need --images")?;
     let mut paths = Vec::new();
     collect(folder, &mut paths)?;
     paths.sort();
     paths.truncate(FILES);
-    report(args, "files", 32, paths.len(), |_| {
-        model.embed_images(paths.clone())?;
-        Ok(())
-    })
+    Ok(paths)
 }
 
 /// The images in a folder and those below it.

@@ -12,7 +12,7 @@ use diptych::train::{Optimizer, OptimizerConfig, ParamGroup};
 use diptych::weights::Activations;
 use diptych::{ClipModel, Loader};
 
-use crate::common::{Outcome, peak_rss_mb, rounded, say};
+use crate::common::{Outcome, keep_freed_memory, peak_rss_mb, rounded, say};
 
 /// What a step trains, with --what train.
 #[derive(Args)]
@@ -41,6 +41,7 @@ enum Freeze {
 impl Options {
     /// Times `rounds` steps after one that warms up, and prints the median as JSON.
     pub fn run(&self, loader: &Loader, model: &str, batch: usize, rounds: usize) -> Outcome<()> {
+        keep_freed_memory();
         let mut model = self.model(loader, model)?;
         if self.recompute {
             model = model.with_activations(Activations::Recomputed)?;

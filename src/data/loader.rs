@@ -1,13 +1,8 @@
 //! Loading on worker threads: a job runs for every index of an order, batches come out in that order.
 //!
-//! Worker `w` of `n` does the positions `w, w + n, w + 2n, …` and sends them through its own bounded channel; the consumer takes
-//! from the channels in turn. So the order is that of the list whatever the number of workers, and no more than
-//! `batch_size · prefetch + 2 · workers` results exist before they are asked for.
+//! No more than `batch_size · prefetch + workers` results exist before they are asked for.
 
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
-
+use crate::threads::{Ahead, pool};
 use crate::{Error, Result};
 
 /// What happens to a last batch that is not full.
@@ -40,11 +35,10 @@ impl Default for LoaderConfig {
     }
 }
 
-/// An iterator over batches that worker threads prepare ahead. The first error ends it; dropping it stops the workers
-/// after the item each is busy with.
+/// An iterator over batches that worker threads prepare ahead. The first error ends it, and so does a panic in the job, which is
+/// an error too; dropping it stops the workers after the item each is busy with.
 pub struct BatchLoader<T> {
-    channels: Vec<Receiver<Result<T>>>,
-    workers: Vec<JoinHandle<()>>,
+    results: Ahead<std::vec::IntoIter<usize>, T>,
     next: usize,
     count: usize,
     batch_size: usize,
@@ -55,7 +49,7 @@ impl<T: Send + 'static> BatchLoader<T> {
     ///
     /// # Errors
     /// [`Argument`](crate::ErrorKind::Argument) if `batch_size` or `workers` is 0, or no thread can be started.
-    pub fn new<J>(order: Vec<usize>, config: LoaderConfig, job: J) -> Result<Self>
+    pub fn new<J>(mut order: Vec<usize>, config: LoaderConfig, job: J) -> Result<Self>
     where
         J: Fn(usize) -> Result<T> + Send + Sync + 'static,
     {
@@ -66,23 +60,15 @@ impl<T: Send + 'static> BatchLoader<T> {
         if workers == 0 {
             return Err(Error::argument("workers", "is 0; at least 1 is needed"));
         }
-        let count = match last {
-            LastBatch::Keep => order.len(),
-            LastBatch::Drop => order.len() / batch_size * batch_size,
-        };
-        let workers = workers.min(count.max(1));
-        let capacity = batch_size.saturating_mul(prefetch).div_ceil(workers).clamp(1, count.max(1));
-        let shared = Arc::new((order, job));
-        let mut loader = Self { channels: Vec::new(), workers: Vec::new(), next: 0, count, batch_size };
-        for worker in 0..workers {
-            let (sender, receiver) = sync_channel(capacity);
-            let shared = shared.clone();
-            let run = move || work(&shared.0[..count], worker, workers, &shared.1, &sender);
-            let thread = std::thread::Builder::new().name(format!("loader {worker}")).spawn(run);
-            loader.workers.push(thread.map_err(|e| Error::argument("workers", format!("cannot start a thread: {e}")))?);
-            loader.channels.push(receiver);
+        if last == LastBatch::Drop {
+            order.truncate(order.len() / batch_size * batch_size);
         }
-        Ok(loader)
+        let count = order.len();
+        let workers = workers.min(count.max(1));
+        let most = batch_size.saturating_mul(prefetch).saturating_add(workers);
+        let mut results = Ahead::new(order.into_iter(), pool(workers, "loader")?, most, move |_, index| job(index));
+        results.fill();
+        Ok(Self { results, next: 0, count, batch_size })
     }
 
     /// How many batches are still to come.
@@ -90,67 +76,24 @@ impl<T: Send + 'static> BatchLoader<T> {
     pub fn remaining(&self) -> usize {
         (self.count - self.next).div_ceil(self.batch_size)
     }
-
-    fn batch(&mut self) -> Result<Vec<T>> {
-        let end = self.count.min(self.next + self.batch_size);
-        let mut batch = Vec::with_capacity(end - self.next);
-        for position in self.next..end {
-            let received = self.channels[position % self.channels.len()].recv();
-            // A worker hangs up before its last item only by a panic in the job.
-            let item =
-                received.map_err(|_| Error::argument("job", format!("panicked before item {position} was loaded")))?;
-            batch.push(item?);
-        }
-        self.next = end;
-        Ok(batch)
-    }
 }
 
 impl<T: Send + 'static> Iterator for BatchLoader<T> {
     type Item = Result<Vec<T>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.next == self.count {
-            return None;
-        }
-        let batch = self.batch();
-        if batch.is_err() {
-            self.count = self.next;
-            self.channels.clear();
+        let batch = self.results.batch(self.batch_size)?;
+        match &batch {
+            Ok(batch) => self.next += batch.len(),
+            Err(_) => self.count = self.next,
         }
         Some(batch)
     }
 }
 
-impl<T> Drop for BatchLoader<T> {
-    fn drop(&mut self) {
-        // Hanging up first makes every waiting `send` fail, so that the workers end.
-        self.channels.clear();
-        for worker in self.workers.drain(..) {
-            // A panic was reported when its item was due.
-            let _ = worker.join();
-        }
-    }
-}
-
-fn work<T>(
-    order: &[usize],
-    first: usize,
-    stride: usize,
-    job: &impl Fn(usize) -> Result<T>,
-    sender: &SyncSender<Result<T>>,
-) {
-    for &index in order.iter().skip(first).step_by(stride) {
-        let item = job(index);
-        let failed = item.is_err();
-        if sender.send(item).is_err() || failed {
-            return;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
     use std::time::{Duration, Instant};
 
@@ -226,6 +169,8 @@ mod tests {
         let mut loader = BatchLoader::new((0..1_000_000).collect(), config(4, 4), job).unwrap();
         loader.next().unwrap().unwrap();
         drop(loader);
+        // Time for the items that were under way.
+        std::thread::sleep(Duration::from_millis(200));
         assert!(started.elapsed() < Duration::from_secs(20));
         let after = calls.load(SeqCst);
         std::thread::sleep(Duration::from_millis(20));
@@ -251,8 +196,8 @@ mod tests {
             std::thread::sleep(Duration::from_micros(300));
             drop(batch.unwrap());
         }
-        // 5 · 2 ahead and 2 a worker as documented, 2 for rounding up, 5 in the consumer's batch.
-        assert!(most.load(SeqCst) <= 10 + 6 + 2 + 5, "{}", most.load(SeqCst));
+        // 5 · 2 ahead and 1 a worker as documented, 5 in the consumer's batch.
+        assert!(most.load(SeqCst) <= 10 + 3 + 5, "{}", most.load(SeqCst));
         assert_eq!(alive.load(SeqCst), 0);
     }
 

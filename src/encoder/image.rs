@@ -4,9 +4,11 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::Built;
+use super::stream::ImageStream;
 use crate::Result;
 use crate::image::{ImageInput, ImageProcessor, NaflexBatch, NaflexProcessor};
 use crate::loader::Loader;
+use crate::threads::Threads;
 use crate::towers::{Collect, ImagePooling, ImageTower, ImageTowerConfig, TowerOutput};
 use crate::weights::{Parameters, Params, RandomSource};
 
@@ -40,6 +42,7 @@ pub struct ImageEncoder {
     naflex: Option<NaflexProcessor>,
     tower: Built<dyn ImageTower>,
     device: Device,
+    threads: Threads,
     batch_size: usize,
 }
 
@@ -89,7 +92,16 @@ impl ImageEncoder {
         device: &Device,
     ) -> Result<Self> {
         let tower = Built::new(parameters, |params| config.build(params))?;
-        Ok(Self { config, processor, naflex: None, tower, device: device.clone(), batch_size: 32 })
+        let (device, threads) = (device.clone(), Threads::default());
+        Ok(Self { config, processor, naflex: None, tower, device, threads, batch_size: 32 })
+    }
+
+    pub(crate) fn with_threads(self, threads: Threads) -> Self {
+        Self { threads, ..self }
+    }
+
+    pub(crate) fn threads(&self) -> &Threads {
+        &self.threads
     }
 
     /// The same encoder whose images keep their proportions: [`ImageEncoder::encode`] makes patches of them with `naflex`.
@@ -151,35 +163,53 @@ impl ImageEncoder {
         Ok(Self { processor, ..self })
     }
 
-    /// Pooled outputs with no graph, in batches, decoding and preprocessing included.
+    /// Pooled outputs with no graph, in batches, decoding and preprocessing included: what [`ImageEncoder::encode_iter`] gives,
+    /// together.
     ///
     /// # Shapes
     /// N images → (N,E).
     ///
     /// # Errors
-    /// When the list is empty or an image cannot be read; the error names it.
+    /// When the list is empty or an image cannot be read; the error names its file and its index.
     pub fn encode<I>(&self, images: I) -> Result<Tensor>
     where
         I: IntoIterator,
         I::Item: Into<ImageInput>,
     {
-        let images: Vec<ImageInput> = images.into_iter().map(Into::into).collect();
-        if images.is_empty() {
+        let rows = self.encode_iter(images).collect::<Result<Vec<_>>>()?;
+        if rows.is_empty() {
             return Err(crate::Error::argument("images", "the list is empty; give at least one image"));
         }
-        let batches = images.chunks(self.batch_size);
-        let rows: Vec<Tensor> = batches.map(|batch| self.encode_batch(batch)).collect::<Result<_>>()?;
         Ok(Tensor::cat(&rows, 0)?)
     }
 
-    fn encode_batch(&self, images: &[ImageInput]) -> Result<Tensor> {
-        match &self.naflex {
-            Some(naflex) => {
-                let batch = naflex.batch(images, &self.device)?;
-                Ok(self.tower.detached().forward_patches(&batch, Collect::Last)?.pooled)
-            }
-            None => self.pooled_detached(&self.processor.pixel_values(images, &self.device)?),
-        }
+    /// Pooled outputs with no graph, a batch at a time, in the order of `images`. While the tower works on a batch, images of the
+    /// next are drawn from `images`, decoded and resized on as many other threads as the tower has; a batch and that many images
+    /// are prepared at most, however many there are. The first error ends the iterator; dropping it stops the other threads after
+    /// the image each is busy with.
+    ///
+    /// # Shapes
+    /// Each item (B,E), B being the [batch size](ImageEncoder::with_batch_size), fewer in the last.
+    ///
+    /// # Errors
+    /// Of an item: when an image cannot be read (the error names its file and its index), or those of a batch differ in size.
+    pub fn encode_iter<I>(&self, images: I) -> impl Iterator<Item = Result<Tensor>> + use<'_, I>
+    where
+        I: IntoIterator,
+        I::Item: Into<ImageInput>,
+    {
+        ImageStream::new(self, images.into_iter().map(Into::into))
+    }
+
+    /// How many images [`ImageEncoder::encode_iter`] takes at a time.
+    pub(super) fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+
+    /// Pooled outputs of patches, without a graph.
+    pub(super) fn pooled_patches(&self, batch: &NaflexBatch) -> Result<Tensor> {
+        let forward = || self.tower.detached().forward_patches(batch, Collect::Last);
+        Ok(self.threads.install_on(&self.device, forward)?.pooled)
     }
 
     /// Pooled outputs, with the graph of the trainable parameters.
@@ -190,7 +220,7 @@ impl ImageEncoder {
     /// # Errors
     /// When shapes do not fit.
     pub fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        self.tower.tracked().pooled(pixel_values)
+        self.threads.install_on(&self.device, || self.tower.tracked().pooled(pixel_values))
     }
 
     /// Pooled outputs without a graph.
@@ -201,7 +231,7 @@ impl ImageEncoder {
     /// # Errors
     /// When shapes do not fit.
     pub fn pooled_detached(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        self.tower.detached().pooled(&pixel_values.detach())
+        self.threads.install_on(&self.device, || self.tower.detached().pooled(&pixel_values.detach()))
     }
 
     /// Token-level outputs and, if asked for, every layer's hidden states, with the graph of the trainable parameters.
@@ -209,7 +239,7 @@ impl ImageEncoder {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput> {
-        self.tower.tracked().forward(pixel_values, collect)
+        self.threads.install_on(&self.device, || self.tower.tracked().forward(pixel_values, collect))
     }
 
     /// [`ImageEncoder::forward`] of images that keep their proportions, as [`ImageEncoder::naflex`] makes them; only NaFlex towers
@@ -218,7 +248,7 @@ impl ImageEncoder {
     /// # Errors
     /// When the tower is no NaFlex tower, or shapes do not fit.
     pub fn forward_patches(&self, batch: &NaflexBatch, collect: Collect) -> Result<TowerOutput> {
-        self.tower.tracked().forward_patches(batch, collect)
+        self.threads.install_on(&self.device, || self.tower.tracked().forward_patches(batch, collect))
     }
 
     /// [`ImageEncoder::forward`] without a graph.
@@ -226,7 +256,7 @@ impl ImageEncoder {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward_detached(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput> {
-        self.tower.detached().forward(&pixel_values.detach(), collect)
+        self.threads.install_on(&self.device, || self.tower.detached().forward(&pixel_values.detach(), collect))
     }
 
     /// Every parameter by name; the names are those of Hugging Face's `CLIPVisionModel`.

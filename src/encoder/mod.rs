@@ -2,6 +2,7 @@
 
 mod built;
 mod image;
+mod stream;
 mod text;
 
 pub(crate) use built::Built;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Built;
 use crate::loader::Loader;
 use crate::text::{TextTokenizer, TokenBatch};
+use crate::threads::Threads;
 use crate::towers::{Collect, TextPooling, TextTower, TextTowerConfig, TowerOutput};
 use crate::weights::{Parameters, Params, RandomSource};
 use crate::{Error, Result};
@@ -41,6 +42,7 @@ pub struct TextEncoder {
     tokenizer: Arc<TextTokenizer>,
     tower: Built<dyn TextTower>,
     device: Device,
+    threads: Threads,
     batch_size: usize,
 }
 
@@ -91,7 +93,16 @@ impl TextEncoder {
         device: &Device,
     ) -> Result<Self> {
         let tower = Built::new(parameters, |params| config.build(params))?;
-        Ok(Self { config, tokenizer: Arc::new(tokenizer), tower, device: device.clone(), batch_size: 32 })
+        let (device, threads) = (device.clone(), Threads::default());
+        Ok(Self { config, tokenizer: Arc::new(tokenizer), tower, device, threads, batch_size: 32 })
+    }
+
+    pub(crate) fn with_threads(self, threads: Threads) -> Self {
+        Self { threads, ..self }
+    }
+
+    pub(crate) fn threads(&self) -> &Threads {
+        &self.threads
     }
 
     /// The same encoder with nothing to train.
@@ -133,7 +144,7 @@ impl TextEncoder {
     /// # Errors
     /// When the list is empty or the tokenizer fails.
     pub fn tokenize(&self, texts: &[impl AsRef<str> + Sync]) -> Result<TokenBatch> {
-        self.tokenizer.encode(texts)
+        self.threads.install(|| self.tokenizer.encode(texts))
     }
 
     /// Pooled outputs with no graph, in batches. Texts of like length share a batch, so little padding is computed.
@@ -181,7 +192,7 @@ impl TextEncoder {
     /// # Errors
     /// When an id is outside of the vocabulary or the texts are longer than the tower's positions.
     pub fn pooled(&self, tokens: &TokenBatch) -> Result<Tensor> {
-        self.tower.tracked().pooled(tokens)
+        self.threads.install_on(&self.device, || self.tower.tracked().pooled(tokens))
     }
 
     /// Pooled outputs without a graph.
@@ -192,7 +203,7 @@ impl TextEncoder {
     /// # Errors
     /// As [`TextEncoder::pooled`].
     pub fn pooled_detached(&self, tokens: &TokenBatch) -> Result<Tensor> {
-        self.tower.detached().pooled(tokens)
+        self.threads.install_on(&self.device, || self.tower.detached().pooled(tokens))
     }
 
     /// Token-level outputs and, if asked for, every layer's hidden states, with the graph of the trainable parameters. This is
@@ -201,7 +212,7 @@ impl TextEncoder {
     /// # Errors
     /// As [`TextEncoder::pooled`].
     pub fn forward(&self, tokens: &TokenBatch, collect: Collect) -> Result<TowerOutput> {
-        self.tower.tracked().forward(tokens, collect)
+        self.threads.install_on(&self.device, || self.tower.tracked().forward(tokens, collect))
     }
 
     /// Every parameter by name.

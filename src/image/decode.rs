@@ -54,10 +54,11 @@ impl Default for DecodeOptions {
 }
 
 impl ImageInput {
-    /// What errors call this image: its path, or its place among the `index` + 1 first ones of a call.
+    /// What errors call this image: its path, if it has one, and its place where it is one of many.
     pub(crate) fn name(&self, index: Option<usize>) -> String {
         match (self, index) {
-            (Self::Path(path), _) => path.display().to_string(),
+            (Self::Path(path), None) => path.display().to_string(),
+            (Self::Path(path), Some(index)) => format!("{} (at index {index})", path.display()),
             (_, Some(index)) => format!("at index {index}"),
             (Self::Bytes(bytes), None) => format!("given as {} bytes", bytes.len()),
             (Self::Decoded(_), None) => "given as decoded pixels".to_owned(),

@@ -14,6 +14,7 @@
 //! # Where this differs from the reference
 //! - **JPEG** and lossy WebP are decoded by another decoder, whose colours differ by up to 4 of 255 levels; on photos
 //!   that are enlarged, two or three pixel values in ten million by up to 6.
+//! - **JPEG at a reduced size** is not offered: that decoder has no such mode (and it would change the pixels).
 //! - **CMYK JPEG** is converted before open_clip's resize, not after it.
 //! - **16-bit grey** keeps its upper 8 bits, as 16-bit colour does in both; Pillow clips it at 255 and gives a white image.
 //! - **Grey, palette, transparent and CMYK images** are converted to RGB by every processor. In the reference those

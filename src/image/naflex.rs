@@ -284,25 +284,30 @@ impl NaflexProcessor {
         if inputs.is_empty() {
             return Err(Error::argument("inputs", "there is no image; give at least one"));
         }
-        let patch_size = self.config.patch_size as usize;
-        let (rows, width) = (self.config.max_num_patches as usize, patch_size * patch_size * CHANNELS);
         let images = inputs.par_iter().enumerate().map(|(index, input)| self.resized(input, &input.name(Some(index))));
         // Not collected into a result above: the first image at fault is to be named, not the one that failed first.
         let images = images.collect::<Vec<_>>().into_iter().collect::<Result<Vec<_>>>()?;
-        let mut patches = vec![0.0; inputs.len() * rows * width];
-        patches.par_chunks_exact_mut(rows * width).zip(&images).for_each(|(out, image)| self.cut(image, out));
+        self.stack(&images, device)
+    }
+
+    /// The patches of images that [`NaflexProcessor::resized`] made.
+    pub(crate) fn stack(&self, images: &[RgbImage], device: &Device) -> Result<NaflexBatch> {
+        let patch_size = self.config.patch_size as usize;
+        let (rows, width) = (self.config.max_num_patches as usize, patch_size * patch_size * CHANNELS);
+        let mut patches = vec![0.0; images.len() * rows * width];
+        patches.par_chunks_exact_mut(rows * width).zip(images).for_each(|(out, image)| self.cut(image, out));
         let shape = |image: &RgbImage| (image.height() as usize / patch_size, image.width() as usize / patch_size);
         let spatial_shapes = images.iter().map(shape).collect::<Vec<_>>();
         let mask = spatial_shapes.iter().flat_map(|(h, w)| (0..rows).map(move |row| u32::from(row < h * w)));
         Ok(NaflexBatch {
-            mask: Tensor::from_vec(mask.collect::<Vec<_>>(), (inputs.len(), rows), device)?,
-            patches: Tensor::from_vec(patches, (inputs.len(), rows, width), device)?,
+            mask: Tensor::from_vec(mask.collect::<Vec<_>>(), (images.len(), rows), device)?,
+            patches: Tensor::from_vec(patches, (images.len(), rows, width), device)?,
             spatial_shapes,
         })
     }
 
     /// One image, resized to whole patches.
-    fn resized(&self, input: &ImageInput, name: &str) -> Result<RgbImage> {
+    pub(crate) fn resized(&self, input: &ImageInput, name: &str) -> Result<RgbImage> {
         let image = decode_rgb(input, name, &self.decode, self.config.transparency)?;
         if let Some(filter) = self.config.filter {
             let size = self.config.resized_size(image.size());

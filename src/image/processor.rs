@@ -137,7 +137,7 @@ impl ImageProcessor {
         PixelArray::stack_named(&arrays, name, device)
     }
 
-    fn preprocess_named(&self, input: &ImageInput, name: &str) -> Result<PixelArray> {
+    pub(crate) fn preprocess_named(&self, input: &ImageInput, name: &str) -> Result<PixelArray> {
         let image = decode_rgb(input, name, &self.decode, self.config.transparency)?;
         let size = image.size();
         let resized = self.config.resized_size(size).map_err(|message| Error::image(name, message))?;
@@ -223,7 +223,7 @@ impl PixelArray {
         Self::stack_named(arrays, |index| format!("image at index {index}"), device)
     }
 
-    fn stack_named(arrays: &[Self], name: impl Fn(usize) -> String, device: &Device) -> Result<Tensor> {
+    pub(crate) fn stack_named(arrays: &[Self], name: impl Fn(usize) -> String, device: &Device) -> Result<Tensor> {
         let Some(size) = arrays.first().map(Self::size) else {
             return Err(Error::argument("inputs", "there is no image; give at least one"));
         };

@@ -15,6 +15,7 @@ use std::ops::Range;
 
 use super::config::ImageSize;
 use super::filter::Filter;
+use crate::ops::simd::vectorised;
 use crate::{Error, Result};
 use ::image::RgbImage;
 
@@ -235,42 +236,52 @@ fn vertical_pass(part: &Part, rows: &Weights, columns: Range<usize>) -> Part<'st
     Part { bytes: Cow::Owned(bytes), stride, top: 0, left: columns.start }
 }
 
-/// One row, of which `pixels` begins at column `first`: every output pixel is the weighted sum of its run.
-fn horizontal(pixels: &[u8], first: usize, columns: &Weights, out: &mut [u8]) {
-    for ((start, weights), out) in columns.iter().zip(out.chunks_exact_mut(3)) {
-        let mut sums = [HALF; 3];
-        for (pixel, &weight) in pixels[(start - first) * 3..].chunks_exact(3).zip(weights) {
-            for (sum, &value) in sums.iter_mut().zip(pixel) {
-                *sum += i32::from(value) * weight;
+vectorised! {
+    /// One row, of which `pixels` begins at column `first`: every output pixel is the weighted sum of its run.
+    fn horizontal<const FMA: bool>(pixels: &[u8], first: usize, columns: &Weights, out: &mut [u8]) {
+        for ((start, weights), out) in columns.iter().zip(out.chunks_exact_mut(3)) {
+            let run = &pixels[(start - first) * 3..];
+            // Four bytes of each pixel make a vector; the last belongs to the next pixel, and nobody reads its sum.
+            let mut sums = [HALF; 4];
+            let last = weights.len() - 1;
+            for (pixel, &weight) in run[..last * 3 + 1].windows(4).step_by(3).zip(weights) {
+                for (sum, &value) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(value) * weight;
+                }
             }
-        }
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = to_u8(sum);
+            for (sum, &value) in sums.iter_mut().zip(&run[last * 3..last * 3 + 3]) {
+                *sum += i32::from(value) * weights[last];
+            }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = to_u8(sum);
+            }
         }
     }
 }
 
-/// One output row: the weighted sum of rows that lie `stride` bytes apart, a stretch of columns at a time so that the sums
-/// stay in registers.
-fn vertical(rows: &[u8], stride: usize, weights: &[i32], out: &mut [u8]) {
-    const LANES: usize = 32;
-    let mut stretches = out.chunks_exact_mut(LANES);
-    let mut column = 0;
-    for out in &mut stretches {
-        let mut sums = [HALF; LANES];
-        for (row, &weight) in rows.chunks(stride).zip(weights) {
-            for (sum, &value) in sums.iter_mut().zip(&row[column..column + LANES]) {
-                *sum += i32::from(value) * weight;
+vectorised! {
+    /// One output row: the weighted sum of rows that lie `stride` bytes apart, a stretch of columns at a time so that the sums
+    /// stay in registers.
+    fn vertical<const FMA: bool>(rows: &[u8], stride: usize, weights: &[i32], out: &mut [u8]) {
+        const LANES: usize = 32;
+        let mut stretches = out.chunks_exact_mut(LANES);
+        let mut column = 0;
+        for out in &mut stretches {
+            let mut sums = [HALF; LANES];
+            for (row, &weight) in rows.chunks(stride).zip(weights) {
+                for (sum, &value) in sums.iter_mut().zip(&row[column..column + LANES]) {
+                    *sum += i32::from(value) * weight;
+                }
             }
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = to_u8(sum);
+            }
+            column += LANES;
         }
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = to_u8(sum);
+        for (offset, out) in stretches.into_remainder().iter_mut().enumerate() {
+            let column = rows.iter().skip(column + offset).step_by(stride);
+            *out = to_u8(column.zip(weights).fold(HALF, |sum, (&value, &weight)| sum + i32::from(value) * weight));
         }
-        column += LANES;
-    }
-    for (offset, out) in stretches.into_remainder().iter_mut().enumerate() {
-        let column = rows.iter().skip(column + offset).step_by(stride);
-        *out = to_u8(column.zip(weights).fold(HALF, |sum, (&value, &weight)| sum + i32::from(value) * weight));
     }
 }
 

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::ragged::Selection;
 use super::{LayerNorm, Linear, Rope};
 use crate::Result;
 use crate::ops::{self, AttentionMask};
@@ -157,17 +158,23 @@ impl Attention {
         self.answer(&query, &key, to, attend.mask)
     }
 
-    /// [`Attention::forward`] where row i of the batch asks with one token alone, the one at `positions[i]`.
+    /// [`Attention::forward`] where each row of the batch asks with one token alone.
     ///
     /// # Shapes
-    /// `from` (B,1,E), `to` (B,L,E) → (B,1,E).
+    /// `from` (B,1,E), `to` (B,L,E) → (B,1,E); of texts end to end `from` (1,B,E), `to` (1,T,E) → (1,B,E).
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn forward_at(&self, from: &Tensor, to: &Tensor, attend: Attend<'_>, positions: &[usize]) -> Result<Tensor> {
+    pub(super) fn forward_at(
+        &self,
+        from: &Tensor,
+        to: &Tensor,
+        attend: Attend<'_>,
+        at: Selection<'_>,
+    ) -> Result<Tensor> {
         let (mut query, mut key) = self.queries_and_keys(from, to)?;
         if let Some(rope) = attend.rope {
-            (query, key) = (rope.apply_at(&query, positions)?, rope.apply(&key)?);
+            (query, key) = (at.turn(rope, &query)?, rope.apply(&key)?);
         }
         self.answer(&query, &key, to, attend.mask)
     }

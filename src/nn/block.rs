@@ -10,8 +10,9 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::ragged::{Ragged, Selection};
 use super::recompute::recompute;
-use super::{Attend, Attention, AttentionConfig, BlockExtra, LayerNorm, Mlp, MlpKind, Norm, QkvBias};
+use super::{Attend, Attention, AttentionConfig, BlockExtra, LayerNorm, Mlp, MlpKind, Norm, QkvBias, Rope};
 use crate::Result;
 use crate::ops::{self, Activation, AttentionMask};
 use crate::towers::Collect;
@@ -126,6 +127,24 @@ impl Encoder {
         }
     }
 
+    /// [`Encoder::forward_each`] of what is no padding, for who reads nothing else: zeros where a row ends in padding.
+    ///
+    /// # Shapes
+    /// `x` (B,L,E) → (B,L,E).
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward_kept<'a>(&self, x: &Tensor, attend: impl Fn(usize) -> Attend<'a>) -> Result<Tensor> {
+        let Some(ragged) = Ragged::of(x, attend(0).mask, None) else {
+            return Ok(self.forward_each(x, attend, Collect::Last)?.0);
+        };
+        let mut x = ragged.pack(x)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = self.run(block, &x, RaggedAttend::new(&ragged, attend(i))?.attend())?;
+        }
+        ragged.unpack(&x)
+    }
+
     /// The last block's output, where `between(i, x)` stands between the attention half and the MLP half of block i: a
     /// cross-attention with its own residual sum and norm.
     ///
@@ -168,11 +187,36 @@ impl Encoder {
         let Some((last, before)) = self.blocks.split_last() else {
             return ops::select_tokens(x, positions);
         };
-        let mut x = x.clone();
+        let Some(ragged) = Ragged::of(x, attend.mask, Some(positions)) else {
+            let mut x = x.clone();
+            for block in before {
+                x = self.run(block, &x, attend)?;
+            }
+            let at = Selection { positions, ragged: None };
+            return last.forward_selected(&x, Attend { mask: last_mask, rope: attend.rope }, at);
+        };
+        let (mut x, packed) = (ragged.pack(x)?, RaggedAttend::new(&ragged, attend)?);
         for block in before {
-            x = self.run(block, &x, attend)?;
+            x = self.run(block, &x, packed.attend())?;
         }
-        last.forward_selected(&x, Attend { mask: last_mask, rope: attend.rope }, positions)
+        let at = Selection { positions, ragged: Some(&ragged) };
+        last.forward_selected(&x, Attend { mask: &ragged.mask_of_one()?, ..packed.attend() }, at)
+    }
+}
+
+/// What a block looks at where texts lie end to end.
+struct RaggedAttend {
+    mask: AttentionMask,
+    rope: Option<Rope>,
+}
+
+impl RaggedAttend {
+    fn new(ragged: &Ragged, attend: Attend<'_>) -> Result<Self> {
+        Ok(Self { mask: ragged.mask(attend.mask)?, rope: attend.rope.map(|rope| ragged.rope(rope)).transpose()? })
+    }
+
+    fn attend(&self) -> Attend<'_> {
+        Attend { mask: &self.mask, rope: self.rope.as_ref() }
     }
 }
 
@@ -240,19 +284,18 @@ impl Block {
         self.layer_norm1.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.forward(x))
     }
 
-    fn forward_selected(&self, x: &Tensor, attend: Attend<'_>, positions: &[usize]) -> Result<Tensor> {
-        let selected = ops::select_tokens(x, positions)?.unsqueeze(1)?;
+    fn forward_selected(&self, x: &Tensor, attend: Attend<'_>, at: Selection<'_>) -> Result<Tensor> {
+        let selected = at.of(x)?;
         let attended = match self.norm {
             NormPosition::Pre => {
                 let normed = self.first_norm(x)?;
-                let query = ops::select_tokens(&normed, positions)?.unsqueeze(1)?;
-                self.attention.forward_at(&query, &normed, attend, positions)?
+                self.attention.forward_at(&at.of(&normed)?, &normed, attend, at)?
             }
             NormPosition::Post | NormPosition::Residual => {
-                self.attention.forward_at(&selected, x, attend, positions)?
+                self.attention.forward_at(&selected, x, attend, at)?
             }
         };
-        Ok(self.feed_forward(&self.add_attended(&selected, &attended)?)?.squeeze(1)?)
+        at.rows(&self.feed_forward(&self.add_attended(&selected, &attended)?)?)
     }
 
     /// `x` is the residual stream, `attended` the attention's output at the same positions.

@@ -117,16 +117,26 @@ impl Rope {
     /// When there are not B positions, or one is past the tables.
     pub fn apply_at(&self, x: &Tensor, positions: &[usize]) -> Result<Tensor> {
         let (batch, one, size) = x.dims3()?;
-        if one != 1 || batch != positions.len() || positions.iter().any(|&position| position >= self.len()) {
-            let message = format!("{positions:?} for tokens {:?} and {} angles", x.dims(), self.len());
+        if one != 1 || batch != positions.len() {
+            let message = format!("{positions:?} for tokens {:?}", x.dims());
             return Err(Error::argument("positions", message));
         }
-        let rows: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
-        let rows = Tensor::from_vec(rows, batch, self.cos.device())?;
-        let (cos, sin) = (self.cos.index_select(&rows, 0)?, self.sin.index_select(&rows, 0)?);
         // The batch takes the place of the tokens.
-        let turned = ops::rotary(&x.reshape((1, batch, size))?, &cos, &sin, self.pairs)?;
-        Ok(turned.reshape((batch, 1, size))?)
+        Ok(self.at(positions)?.apply(&x.reshape((1, batch, size))?)?.reshape((batch, 1, size))?)
+    }
+
+    /// The tables whose row i is that of position `positions[i]`.
+    ///
+    /// # Errors
+    /// When a position is past the tables.
+    pub fn at(&self, positions: &[usize]) -> Result<Self> {
+        if let Some(position) = positions.iter().find(|&&position| position >= self.len()) {
+            return Err(Error::argument("positions", format!("{position}, but there are {} angles", self.len())));
+        }
+        let rows: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
+        let rows = Tensor::from_vec(rows, positions.len(), self.cos.device())?;
+        let (cos, sin) = (self.cos.index_select(&rows, 0)?, self.sin.index_select(&rows, 0)?);
+        Ok(Self { cos, sin, pairs: self.pairs })
     }
 }
 

@@ -6,9 +6,9 @@
 //! trained (relative positions) takes the plain composition, which gives it its gradient; a constant one takes the kernel.
 #![allow(unsafe_code)]
 
-use super::attention_mask::{AttentionMask, AttentionPattern, KeySpan};
+use super::attention_mask::{AttentionMask, AttentionPattern, KeySpan, Row};
 use super::kernel::{Floats, add_assign, is_native, strided_floats, tensor};
-use super::product::{Matrix, Onto, Target, product_into};
+use super::product::{Matrix, Onto, PARALLEL_FROM, Target, product_into};
 use super::simd::{exp, maximum, sum, sum2, vectorised};
 use crate::{Error, Result};
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result as CandleResult, Shape, Tensor};
@@ -30,9 +30,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, num_heads: usize, mask: &At
     if !is_native(&[q, k, v]) || mask.bias().is_some_and(|bias| bias.track_op() || !is_native(&[bias])) {
         return plain(q, k, v, sizes, mask);
     }
-    let spans = mask.spans(sizes.batch, sizes.keys);
+    let rows = mask.rows(sizes.batch, sizes.queries, sizes.keys);
     let bias = mask.bias().map(Tensor::contiguous).transpose()?;
-    let op = Attention { sizes, spans, pattern: mask.pattern(), bias };
+    let op = Attention { sizes, rows, pattern: mask.pattern(), bias };
     Ok(dense_rows(q)?.apply_op3(&dense_rows(k)?, &dense_rows(v)?, op)?)
 }
 
@@ -41,8 +41,27 @@ fn dense_rows(x: &Tensor) -> CandleResult<Tensor> {
     if x.stride()[2] == 1 { Ok(x.clone()) } else { x.contiguous() }
 }
 
+/// The same by candle's operations, text by text.
+fn plain_texts(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, mask: &AttentionMask) -> Result<Tensor> {
+    let text = |row: Row| {
+        let of = |x: &Tensor, first: usize, length: usize| x.narrow(1, first, length)?.contiguous();
+        let (q, k, v) =
+            (of(q, row.first_query, row.queries)?, of(k, row.first_key, row.keys)?, of(v, row.first_key, row.keys)?);
+        let mut alone = mask.by_position();
+        if let Some(bias) = mask.bias() {
+            alone = alone.with_bias(bias.narrow(1, 0, row.queries)?.narrow(2, 0, row.keys)?)?;
+        }
+        plain(&q, &k, &v, Sizes { queries: row.queries, keys: row.keys, ..sizes }, &alone)
+    };
+    let texts = mask.rows(1, sizes.queries, sizes.keys).into_iter().map(text).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&texts, 1)?)
+}
+
 /// The same by candle's operations; half precision takes its softmax in `f32`.
 fn plain(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes, mask: &AttentionMask) -> Result<Tensor> {
+    if mask.texts().is_some() {
+        return plain_texts(q, k, v, sizes, mask);
+    }
     let Sizes { batch, queries, keys, heads, width } = sizes;
     let split = |x: &Tensor, length: usize| x.reshape((batch, length, heads, width))?.transpose(1, 2)?.contiguous();
     let (q, k, v) = (split(q, queries)?, split(k, keys)?, split(v, keys)?);
@@ -137,19 +156,31 @@ impl<'a> View<'a> {
         Self { data, batch_stride: layout.stride()[0], row_stride: layout.stride()[1] }
     }
 
-    /// The first `rows` tokens of one head.
-    fn head(self, task: Task, rows: usize) -> Matrix<'a> {
-        let start = task.batch * self.batch_stride + task.head * task.width;
+    /// `rows` tokens of one head, from the `first` on.
+    fn head(self, task: Task, first: usize, rows: usize) -> Matrix<'a> {
+        let start = task.row.batch * self.batch_stride + first * self.row_stride + task.head * task.width;
         Matrix::strided(&self.data[start..], rows, task.width, self.row_stride, 1)
     }
 }
 
-/// One head of one row of the batch.
+/// One head of one row of the batch, or of one text.
 #[derive(Clone, Copy)]
-struct Task {
-    batch: usize,
+struct Task<'a> {
+    row: &'a Row,
     head: usize,
     width: usize,
+}
+
+impl Task<'_> {
+    /// The queries of this head, of `x` (B,L,E).
+    fn queries<'a>(&self, x: View<'a>) -> Matrix<'a> {
+        x.head(*self, self.row.first_query, self.row.queries)
+    }
+
+    /// The keys of this head that matter, of `x` (B,S,E).
+    fn keys<'a>(&self, x: View<'a>) -> Matrix<'a> {
+        x.head(*self, self.row.first_key, self.row.span.end)
+    }
 }
 
 /// Results of L tokens a row of the batch, written by many tasks at once.
@@ -179,23 +210,34 @@ impl Results {
 
 struct Attention {
     sizes: Sizes,
-    spans: Vec<KeySpan>,
+    rows: Vec<Row>,
     pattern: AttentionPattern,
     /// Added to the scaled scores, (H,L,S); contiguous, and nothing trains it.
     bias: Option<Tensor>,
 }
 
+/// The bias of all heads, (H,L,S).
+#[derive(Clone, Copy)]
+struct Bias<'a> {
+    values: &'a [f32],
+    queries: usize,
+    keys: usize,
+}
+
 impl Attention {
-    /// Calls `run(task, span, scratch)` for every head of every row of the batch, on all cores.
-    fn for_each_head(&self, scratch: usize, run: impl Fn(Task, &KeySpan, &mut [f32]) + Sync) {
-        let Sizes { batch, queries, keys, heads, width } = self.sizes;
-        (0..batch * heads).into_par_iter().for_each_init(
-            || vec![0.0f32; scratch * queries * keys],
-            |memory, index| {
-                let task = Task { batch: index / heads, head: index % heads, width };
-                run(task, &self.spans[task.batch], memory);
-            },
-        );
+    /// Calls `run(task, scratch)` for every head of every row, on all cores.
+    fn for_each_head(&self, scratch: usize, run: impl Fn(Task, &mut [f32]) + Sync) {
+        let Sizes { heads, width, .. } = self.sizes;
+        let largest = self.rows.iter().map(|row| row.queries * row.keys).max().unwrap_or(0);
+        let work = |memory: &mut Vec<f32>, index: usize| {
+            run(Task { row: &self.rows[index / heads], head: index % heads, width }, memory);
+        };
+        let tasks = self.rows.len() * heads;
+        if tasks * largest * width < PARALLEL_FROM {
+            let mut memory = vec![0.0; scratch * largest];
+            return (0..tasks).for_each(|index| work(&mut memory, index));
+        }
+        (0..tasks).into_par_iter().for_each_init(|| vec![0.0; scratch * largest], work);
     }
 
     /// The values of the bias.
@@ -203,14 +245,18 @@ impl Attention {
         self.bias.as_ref().map(Floats::of).transpose()
     }
 
-    /// The probabilities of one head, (L, span.end), into scratch memory. `bias` is that of all heads.
-    fn probabilities(&self, q: Matrix, k: Matrix, span: &KeySpan, bias: Option<(&[f32], usize)>, p: &mut [f32]) {
-        let Sizes { queries, keys, width, .. } = self.sizes;
-        let scale = (width as f32).sqrt().recip();
-        // SAFETY: `p` holds L · span.end initialised values and is this task's alone.
+    fn bias<'a>(&self, values: Option<&'a Floats<'_>>) -> Option<Bias<'a>> {
+        let dims = self.bias.as_ref()?.dims();
+        Some(Bias { values: values?, queries: dims[1], keys: dims[2] })
+    }
+
+    /// The probabilities of one head, (queries, span.end), into scratch memory.
+    fn probabilities(&self, task: Task, q: Matrix, k: Matrix, bias: Option<Bias<'_>>, p: &mut [f32]) {
+        let (span, scale) = (&task.row.span, (task.width as f32).sqrt().recip());
+        // SAFETY: `p` holds queries · span.end initialised values and is this task's alone.
         unsafe { product_into(Target::of(p, span.end), Onto::Nothing, scale, q, k.t()) };
-        if let Some((bias, head)) = bias {
-            let bias = &bias[head * queries * keys..][..queries * keys];
+        if let Some(Bias { values, queries, keys }) = bias {
+            let bias = &values[task.head * queries * keys..][..queries * keys];
             for (row, bias) in p.chunks_exact_mut(span.end).zip(bias.chunks_exact(keys)) {
                 add_assign(row, &bias[..span.end]);
             }
@@ -278,26 +324,26 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         lv: &Layout,
     ) -> CandleResult<(CpuStorage, Shape)> {
-        let Sizes { batch, queries, heads, width, .. } = self.sizes;
+        let Sizes { batch, queries: length, heads, width, .. } = self.sizes;
         let q = View::new(strided_floats(q, lq)?, lq);
         let k = View::new(strided_floats(k, lk)?, lk);
         let v = View::new(strided_floats(v, lv)?, lv);
         let bias = self.bias_values()?;
-        let bias = bias.as_deref();
-        let mut out = Results::new(batch, queries, heads * width);
+        let bias = self.bias(bias.as_ref());
+        let mut out = Results::new(batch, length, heads * width);
         let target = out.target();
-        self.for_each_head(1, |task, span, memory| {
-            // SAFETY: each task writes the columns of its own head in the rows of its own batch row, all inside `out`.
+        self.for_each_head(1, |task, memory| {
+            let &Row { batch, first_query, queries, ref span, .. } = task.row;
+            // SAFETY: each task writes the columns of its own head in the queries of its own row, all inside `out`.
             unsafe {
-                let out = target.at(task.batch * queries, task.head * width);
+                let out = target.at(batch * length + first_query, task.head * width);
                 if span.end == 0 {
                     (0..queries).for_each(|row| out.zero_row(row, width));
                     return;
                 }
                 let p = &mut memory[..queries * span.end];
-                let bias = bias.map(|bias| (bias, task.head));
-                self.probabilities(q.head(task, queries), k.head(task, span.end), span, bias, p);
-                product_into(out, Onto::Nothing, 1.0, Matrix::new(p, queries, span.end), v.head(task, span.end));
+                self.probabilities(task, task.queries(q), task.keys(k), bias, p);
+                product_into(out, Onto::Nothing, 1.0, Matrix::new(p, queries, span.end), task.keys(v));
             }
         });
         // SAFETY: the tasks covered every head of every row.
@@ -313,34 +359,33 @@ impl CustomOp3 for Attention {
         _: &Tensor,
         grad: &Tensor,
     ) -> CandleResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Sizes { batch, queries, keys, heads, width } = self.sizes;
+        let Sizes { batch, queries: length, keys: key_length, heads, width } = self.sizes;
         let grad = dense_rows(grad)?;
         let values = [Floats::strided(q)?, Floats::strided(k)?, Floats::strided(v)?, Floats::strided(&grad)?];
         let [qs, ks, vs, grads] = [(q, 0), (k, 1), (v, 2), (&grad, 3)].map(|(t, i)| View::new(&values[i], t.layout()));
         let bias = self.bias_values()?;
-        let bias = bias.as_deref();
-        let size = heads * width;
+        let bias = self.bias(bias.as_ref());
         let mut results =
-            [Results::new(batch, queries, size), Results::new(batch, keys, size), Results::new(batch, keys, size)];
+            [length, key_length, key_length].map(|length| Results::new(batch, length, heads * width));
         let [dq, dk, dv] = results.each_mut().map(Results::target);
         let scale = (width as f32).sqrt().recip();
-        self.for_each_head(2, |task, span, memory| {
+        self.for_each_head(2, |task, memory| {
+            let &Row { batch, first_query, queries, first_key, keys, ref span } = task.row;
             let end = span.end;
-            let (p, dp) = memory.split_at_mut(queries * keys);
+            let (p, dp) = memory.split_at_mut(memory.len() / 2);
             let (p, dp) = (&mut p[..queries * end], &mut dp[..queries * end]);
-            let (q, k, v) = (qs.head(task, queries), ks.head(task, end), vs.head(task, end));
-            let grad = grads.head(task, queries);
-            // SAFETY: each task writes the columns of its own head in the rows of its own batch row, all inside the results;
-            // the scratch memory is its own and initialised.
+            let (q, k, v, grad) = (task.queries(qs), task.keys(ks), task.keys(vs), task.queries(grads));
+            // SAFETY: each task writes the columns of its own head in the queries and keys of its own row, all inside the
+            // results; the scratch memory is its own and initialised.
             unsafe {
-                let dq = dq.at(task.batch * queries, task.head * width);
-                let [dk, dv] = [dk, dv].map(|target| target.at(task.batch * keys, task.head * width));
+                let dq = dq.at(batch * length + first_query, task.head * width);
+                let [dk, dv] = [dk, dv].map(|target| target.at(batch * key_length + first_key, task.head * width));
                 (end..keys).for_each(|row| [dk, dv].iter().for_each(|target| target.zero_row(row, width)));
                 if end == 0 {
                     (0..queries).for_each(|row| dq.zero_row(row, width));
                     return;
                 }
-                self.probabilities(q, k, span, bias.map(|bias| (bias, task.head)), p);
+                self.probabilities(task, q, k, bias, p);
                 product_into(dv, Onto::Nothing, 1.0, Matrix::new(p, queries, end).t(), grad);
                 product_into(Target::of(dp, end), Onto::Nothing, 1.0, grad, v.t());
                 softmax_backward_rows(p, dp, end, scale);

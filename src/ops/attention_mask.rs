@@ -37,6 +37,14 @@ pub struct AttentionMask {
     pattern: AttentionPattern,
     padding: Option<KeyPadding>,
     bias: Option<Tensor>,
+    texts: Option<Texts>,
+}
+
+/// How many queries and keys each of several texts has that lie end to end in one row.
+#[derive(Debug, Clone)]
+struct Texts {
+    queries: Arc<[usize]>,
+    keys: Arc<[usize]>,
 }
 
 #[derive(Debug, Clone)]
@@ -97,6 +105,26 @@ impl AttentionMask {
         Ok(Self { padding: Some(KeyPadding { keep, batch, length }), ..self })
     }
 
+    /// For one row in which several texts lie end to end: text i has the next `queries[i]` queries and the next `keys[i]` keys, and
+    /// sees itself alone. Positions, and the bias, count from each text's start.
+    ///
+    /// # Shapes
+    /// q (1,L,E) and k (1,S,E), where L and S are the sums of `queries` and `keys`.
+    ///
+    /// # Errors
+    /// When the lists differ in length, or the mask hides padding.
+    pub fn with_texts(self, queries: impl Into<Arc<[usize]>>, keys: impl Into<Arc<[usize]>>) -> Result<Self> {
+        let texts = Texts { queries: queries.into(), keys: keys.into() };
+        if texts.queries.len() != texts.keys.len() {
+            let message = format!("{} texts, but queries of {}", texts.keys.len(), texts.queries.len());
+            return Err(Error::argument("queries", message));
+        }
+        if self.padding.is_some() {
+            return Err(Error::argument("mask", "hides padding, which texts laid end to end do not have"));
+        }
+        Ok(Self { texts: Some(texts), ..self })
+    }
+
     /// What a token sees by its position.
     #[must_use]
     pub fn pattern(&self) -> AttentionPattern {
@@ -115,7 +143,21 @@ impl AttentionMask {
         self.bias.as_ref()
     }
 
+    /// The queries and keys of each text, where several lie end to end.
+    pub(super) fn texts(&self) -> Option<(&[usize], &[usize])> {
+        self.texts.as_ref().map(|texts| (&*texts.queries, &*texts.keys))
+    }
+
+    /// The same mask without padding and texts: what hides by position, and the bias.
+    #[must_use]
+    pub fn by_position(&self) -> Self {
+        Self { pattern: self.pattern, bias: self.bias.clone(), ..Self::default() }
+    }
+
     pub(super) fn check(&self, batch: usize, heads: usize, queries: usize, keys: usize) -> Result<()> {
+        if let Some((q, k)) = self.texts() {
+            return self.check_texts(q, k, [batch, heads, queries, keys]);
+        }
         if self.pattern != AttentionPattern::Full && queries != keys {
             return Err(Error::argument(
                 "mask",
@@ -135,13 +177,84 @@ impl AttentionMask {
         }
     }
 
-    /// The keys that matter, for every row of the batch.
-    pub(super) fn spans(&self, batch: usize, keys: usize) -> Vec<KeySpan> {
-        let Some(padding) = &self.padding else {
-            return vec![KeySpan { end: keys, holes: Vec::new() }; batch];
+    fn check_texts(&self, q: &[usize], k: &[usize], [batch, heads, queries, keys]: [usize; 4]) -> Result<()> {
+        let sums = (q.iter().sum::<usize>(), k.iter().sum::<usize>());
+        if batch != 1 || sums != (queries, keys) || (self.pattern != AttentionPattern::Full && q != k) {
+            let message = format!(
+                "is for one row of texts with {} queries and {} keys together, got {batch} rows of {queries} and {keys}",
+                sums.0, sums.1
+            );
+            return Err(Error::argument("mask", message));
+        }
+        let longest = |lengths: &[usize]| lengths.iter().copied().max().unwrap_or(0);
+        let fits = |bias: &&Tensor| match *bias.dims() {
+            [h, l, s] => h == heads && l >= longest(q) && s >= longest(k),
+            _ => false,
         };
-        padding.keep.chunks(keys.max(1)).map(KeySpan::new).collect()
+        match self.bias.as_ref().filter(|bias| !fits(bias)) {
+            Some(bias) => {
+                let message = format!(
+                    "has shape {:?}, expected at least ({heads}, {}, {})",
+                    bias.dims(),
+                    longest(q),
+                    longest(k)
+                );
+                Err(Error::argument("bias", message))
+            }
+            None => Ok(()),
+        }
     }
+
+    /// Where the queries and keys of every row of the batch, or of every text, are.
+    pub(super) fn rows(&self, batch: usize, queries: usize, keys: usize) -> Vec<Row> {
+        if let Some((q, k)) = self.texts() {
+            let (mut first_query, mut first_key) = (0, 0);
+            let row = |(&queries, &keys): (&usize, &usize)| {
+                let span = KeySpan { end: keys, holes: Vec::new() };
+                let row = Row { batch: 0, first_query, queries, first_key, keys, span };
+                (first_query, first_key) = (first_query + queries, first_key + keys);
+                row
+            };
+            return q.iter().zip(k).map(row).collect();
+        }
+        let row = |(batch, span)| Row { batch, first_query: 0, queries, first_key: 0, keys, span };
+        match &self.padding {
+            None => (0..batch).map(|b| row((b, KeySpan { end: keys, holes: Vec::new() }))).collect(),
+            Some(padding) => padding.keep.chunks(keys.max(1)).map(KeySpan::new).enumerate().map(row).collect(),
+        }
+    }
+
+    /// How many tokens of each row matter, where they are the row's first ones: those that are no padding; of a causal mask, those
+    /// up to the position that is read. `None` where hidden tokens lie between others, or a position that is read is hidden.
+    ///
+    /// # Shapes
+    /// `read`: one position a row, of B; rows of L = `length` tokens.
+    #[must_use]
+    pub fn live_lengths(&self, batch: usize, length: usize, read: Option<&[usize]>) -> Option<Vec<usize>> {
+        let row = |row: Row| {
+            let position = read.map(|read| read.get(row.batch).copied().unwrap_or(usize::MAX));
+            let end = match position {
+                Some(position) if self.pattern == AttentionPattern::Causal => row.span.end.min(position.saturating_add(1)),
+                _ => row.span.end,
+            };
+            let whole = row.span.holes_in(&(0..end)).is_empty() && position.is_none_or(|position| position < end);
+            (whole && end > 0).then_some(end)
+        };
+        self.rows(batch, length, length).into_iter().map(row).collect()
+    }
+}
+
+/// The queries and keys that belong together: those of a row of the batch, or of a text among several in one row.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    /// Which row of the batch they lie in.
+    pub(super) batch: usize,
+    pub(super) first_query: usize,
+    pub(super) queries: usize,
+    pub(super) first_key: usize,
+    pub(super) keys: usize,
+    /// Which of the keys matter.
+    pub(super) span: KeySpan,
 }
 
 /// The keys of one row of the batch: the end of the last that is kept, and the hidden ones before that end, in order.

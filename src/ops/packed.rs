@@ -14,6 +14,9 @@ use crate::{Error, Result};
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result as CandleResult, Shape, Tensor};
 use std::sync::Arc;
 
+/// Fills a buffer with whole rows of a matrix, from the given one on.
+pub(crate) type Rows<'a> = &'a (dyn Fn(usize, &mut [f32]) -> Result<()> + Sync);
+
 /// How weights that nothing trains are kept in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -61,20 +64,49 @@ impl PackedWeight {
     /// # Errors
     /// When candle cannot read the tensor.
     pub fn pack(weight: &Tensor, packing: Packing) -> Result<Option<Self>> {
-        let shape = weight.shape().clone();
-        let (Some(&outputs), Some(rest)) = (weight.dims().first(), weight.dims().get(1..)) else { return Ok(None) };
-        let inputs: usize = rest.iter().product();
-        let matrix = !rest.is_empty() && outputs * inputs > 0;
-        if weight.track_op() || !is_native(&[weight]) || !matrix || packing == Packing::None {
+        let Some((_, inputs)) = matrix_size(weight.dims()) else { return Ok(None) };
+        if weight.track_op() || !is_native(&[weight]) || packing == Packing::None {
             return Ok(None);
         }
         let weight = weight.contiguous()?;
         let values = Floats::of(&weight)?;
+        Self::read(weight.dims(), packing, &copy_rows(&values, inputs))
+    }
+
+    /// Packs a matrix of this shape as it is read: `rows` gives some of its rows at a time, from several threads at once. `None`
+    /// where it is no matrix, or not to be packed.
+    pub(crate) fn read(shape: &[usize], packing: Packing, rows: Rows) -> Result<Option<Self>> {
+        let Some((outputs, inputs)) = matrix_size(shape) else { return Ok(None) };
         let form = match packing {
-            Packing::Int8 if Quantized::takes(outputs, inputs) => Form::Int8(Quantized::new(&values, outputs, inputs)),
-            _ => Form::Float(Panels::new(&values, outputs, inputs)),
+            Packing::None => return Ok(None),
+            Packing::Int8 if Quantized::takes(outputs, inputs) => Form::Int8(Quantized::new(outputs, inputs, rows)?),
+            _ => Form::Float(Panels::new(outputs, inputs, rows)?),
         };
-        Ok(Some(Self { form: Arc::new(form), shape }))
+        Ok(Some(Self { form: Arc::new(form), shape: shape.into() }))
+    }
+
+    /// Packs integers (N,…) and their scales (N), as [`PackedWeight::integers`] and [`PackedWeight::scales`] give
+    /// them. `None` where the matrix is of a size that is kept in floats.
+    pub(crate) fn from_integers(shape: &[usize], integers: &[i8], scales: Vec<f32>) -> Option<Self> {
+        let (outputs, inputs) = matrix_size(shape).filter(|&(outputs, inputs)| Quantized::takes(outputs, inputs))?;
+        let form = Form::Int8(Quantized::from_integers(integers, scales, outputs, inputs));
+        Some(Self { form: Arc::new(form), shape: shape.into() })
+    }
+
+    /// The integers (N,…), where it is packed as such.
+    pub(crate) fn integers(&self) -> Result<Option<Vec<i8>>> {
+        match &*self.form {
+            Form::Float(_) => Ok(None),
+            Form::Int8(quantized) => quantized.integers().map(Some),
+        }
+    }
+
+    /// One scale an output, where it is packed as integers.
+    pub(crate) fn scales(&self) -> Option<&[f32]> {
+        match &*self.form {
+            Form::Float(_) => None,
+            Form::Int8(quantized) => Some(quantized.scales()),
+        }
     }
 
     /// How it is packed.
@@ -251,9 +283,25 @@ impl CustomOp1 for PackedLinear {
             Form::Int8(quantized) => {
                 let (outputs, inputs) = self.0.size();
                 let weight = quantized.unpack().map_err(candle_core::Error::wrap)?;
-                Panels::new(&weight, outputs, inputs).backward(&grad)
+                let panels = Panels::new(outputs, inputs, &copy_rows(&weight, inputs));
+                panels.map_err(candle_core::Error::wrap)?.backward(&grad)
             }
         };
         tensor(dx, x.shape()).map(Some)
     }
+}
+
+/// The rows of a matrix in memory.
+pub(super) fn copy_rows(matrix: &[f32], inputs: usize) -> impl Fn(usize, &mut [f32]) -> Result<()> + Sync {
+    move |first, rows| {
+        rows.copy_from_slice(&matrix[first * inputs..][..rows.len()]);
+        Ok(())
+    }
+}
+
+/// N and K of a matrix (N,…); `None` for what is none, or empty.
+fn matrix_size(shape: &[usize]) -> Option<(usize, usize)> {
+    let (&outputs, rest) = shape.split_first()?;
+    let inputs: usize = rest.iter().product();
+    (!rest.is_empty() && outputs * inputs > 0).then_some((outputs, inputs))
 }

@@ -7,12 +7,15 @@
 
 use super::activation::{self, Activation};
 use super::kernel::build_rows;
+use super::packed::Rows;
 use super::simd::{maximum, mul_add, sum, vectorised};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmUninitOptions, PackedBMatrix};
 use rten_tensor::NdTensorView;
 
+/// Rows of a weight that are quantised at a time.
+const PART: usize = 64;
 /// Rows that are quantised, multiplied and scaled together: their 32-bit sums stay in the last cache.
 const ROWS: usize = 256;
 /// Below this many inputs or outputs a product is no product's worth of time, and small layers decide (gates, biases).
@@ -43,12 +46,19 @@ impl Quantized {
         outputs >= SMALLEST && (SMALLEST..=LARGEST).contains(&inputs)
     }
 
-    /// Quantises row-major (N,K), each row by its own largest value. Rows of zeros have scale 0.
-    pub(super) fn new(weight: &[f32], outputs: usize, inputs: usize) -> Self {
-        let mut integers = vec![0i8; outputs * inputs];
-        let rows = integers.par_chunks_mut(inputs.max(1)).zip(weight.par_chunks(inputs.max(1)));
-        let scales = rows.map(|(q, w)| quantize_weights(w, q)).collect();
-        Self::from_integers(&integers, scales, outputs, inputs)
+    /// Quantises row-major (N,K), of which `rows` gives some rows at a time, each row by its own largest value. Rows of zeros have
+    /// scale 0.
+    pub(super) fn new(outputs: usize, inputs: usize, rows: Rows) -> Result<Self> {
+        let (mut integers, mut scales) = (vec![0i8; outputs * inputs], vec![0.0; outputs]);
+        let blocks = integers.par_chunks_mut((PART * inputs).max(1)).zip(scales.par_chunks_mut(PART)).enumerate();
+        blocks.try_for_each_init(Vec::new, |scratch, (block, (integers, scales))| {
+            scratch.resize(integers.len(), 0.0);
+            rows(block * PART, scratch)?;
+            let each = integers.chunks_exact_mut(inputs).zip(scratch.chunks_exact(inputs)).zip(scales);
+            each.for_each(|((q, w), scale)| *scale = quantize_weights(w, q));
+            Ok::<(), Error>(())
+        })?;
+        Ok(Self::from_integers(&integers, scales, outputs, inputs))
     }
 
     /// Packs integers (N,K) in −127…127 and their scales (N).
@@ -77,7 +87,6 @@ impl Quantized {
     }
 
     /// One scale an output.
-    #[cfg(test)]
     pub(super) fn scales(&self) -> &[f32] {
         &self.scales
     }
@@ -232,6 +241,7 @@ vectorised! {
 
 #[cfg(test)]
 mod tests {
+    use super::super::packed::copy_rows;
     use super::*;
 
     fn values(count: usize, seed: usize) -> Vec<f32> {
@@ -242,7 +252,7 @@ mod tests {
     fn integers_survive_packing_and_weights_are_within_half_a_step() -> Result<()> {
         for (outputs, inputs) in [(16, 16), (33, 70), (130, 300)] {
             let weight = values(outputs * inputs, 1);
-            let quantized = Quantized::new(&weight, outputs, inputs);
+            let quantized = Quantized::new(outputs, inputs, &copy_rows(&weight, inputs))?;
             let again = Quantized::from_integers(&quantized.integers()?, quantized.scales().to_vec(), outputs, inputs);
             assert_eq!(quantized.integers()?, again.integers()?);
             for (row, (found, exact)) in quantized.unpack()?.chunks(inputs).zip(weight.chunks(inputs)).enumerate() {
@@ -257,13 +267,13 @@ mod tests {
     fn products_are_those_of_the_rounded_numbers_even_where_every_product_is_the_largest() -> Result<()> {
         let (outputs, inputs) = (32, 128);
         let largest = vec![1.0; outputs * inputs];
-        let quantized = Quantized::new(&largest, outputs, inputs);
+        let quantized = Quantized::new(outputs, inputs, &copy_rows(&largest, inputs))?;
         let x = vec![1.0; 3 * inputs];
         for y in quantized.product(&x, None, None)? {
             assert!((y - inputs as f32).abs() < 1e-3, "{y}");
         }
         let weight = values(outputs * inputs, 5);
-        let quantized = Quantized::new(&weight, outputs, inputs);
+        let quantized = Quantized::new(outputs, inputs, &copy_rows(&weight, inputs))?;
         let rounded = quantized.unpack()?;
         for rows in [1, 5, 300] {
             let x = values(rows * inputs, 7);
@@ -283,7 +293,7 @@ mod tests {
 
     #[test]
     fn rows_without_extent_give_the_bias_and_rows_that_are_not_finite_nan() -> Result<()> {
-        let quantized = Quantized::new(&values(16 * 16, 1), 16, 16);
+        let quantized = Quantized::new(16, 16, &copy_rows(&values(16 * 16, 1), 16))?;
         let bias = values(16, 2);
         let mut x = vec![0.0; 48];
         x[16] = f32::NAN;

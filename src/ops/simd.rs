@@ -29,7 +29,7 @@ macro_rules! vectorised {
         }
     };
 }
-pub(super) use vectorised;
+pub(crate) use vectorised;
 
 /// Independent partial sums of a reduction: four vectors of eight hide the latency of an addition.
 const LANES: usize = 32;

@@ -277,16 +277,18 @@ impl BuildTextTower for BertConfig {
 
 impl TextTower for Bert {
     fn pooled(&self, tokens: &TokenBatch) -> Result<Tensor> {
-        let Some(positions) = pooled_positions(tokens, self.pooling)? else {
-            return Ok(self.forward(tokens, Collect::Last)?.pooled);
-        };
-        let mask = self.mask(tokens)?;
-        // A query's row of the bias is chosen by its position, which differs from row to row of the batch.
-        if mask.bias().is_some() {
-            return Ok(self.forward(tokens, Collect::Last)?.pooled);
+        let (embedded, mask) = (self.embed(tokens)?, self.mask(tokens)?);
+        match pooled_positions(tokens, self.pooling)? {
+            // A query's row of the bias is chosen by its position, which differs from row to row of the batch.
+            Some(positions) if mask.bias().is_none() => {
+                let row = self.encoder.forward_selected(&embedded, &mask, &mask, &positions)?;
+                self.finish(self.transform(row)?)
+            }
+            _ => {
+                let states = self.transform(self.encoder.forward_kept(&embedded, |_| (&mask).into())?)?;
+                self.finish(pool_text(&states, tokens, self.pooling)?)
+            }
         }
-        let row = self.encoder.forward_selected(&self.embed(tokens)?, &mask, &mask, &positions)?;
-        self.finish(self.transform(row)?)
     }
 
     fn forward(&self, tokens: &TokenBatch, collect: Collect) -> Result<TowerOutput> {

@@ -150,11 +150,12 @@ impl BuildTextTower for M2m100Config {
 
 impl TextTower for M2m100 {
     fn pooled(&self, tokens: &TokenBatch) -> Result<Tensor> {
+        let (embedded, mask) = (self.embed(tokens)?, Self::mask(tokens)?);
         let Some(positions) = pooled_positions(tokens, self.pooling)? else {
-            return Ok(self.forward(tokens, Collect::Last)?.pooled);
+            let states = self.encoder.forward_kept(&embedded, |_| (&mask).into())?;
+            return pool_text(&self.final_layer_norm.forward(&states)?, tokens, self.pooling);
         };
-        let mask = Self::mask(tokens)?;
-        let row = self.encoder.forward_selected(&self.embed(tokens)?, &mask, &mask, &positions)?;
+        let row = self.encoder.forward_selected(&embedded, &mask, &mask, &positions)?;
         self.final_layer_norm.forward(&row)
     }
 

@@ -165,25 +165,47 @@ impl BuildTextTower for ModernBertConfig {
     }
 }
 
-impl TextTower for ModernBert {
-    fn pooled(&self, tokens: &TokenBatch) -> Result<Tensor> {
-        Ok(self.forward(tokens, Collect::Last)?.pooled)
-    }
-
-    fn forward(&self, tokens: &TokenBatch, collect: Collect) -> Result<TowerOutput> {
+impl ModernBert {
+    /// The stream that enters the first block (B,L,E).
+    fn embed(&self, tokens: &TokenBatch) -> Result<Tensor> {
         let shape = (tokens.batch(), tokens.length());
         if shape.1 > self.config.max_position_embeddings {
             let message = format!("{} tokens, but the tower takes {}", shape.1, self.config.max_position_embeddings);
             return Err(Error::argument("input_ids", message));
         }
-        let words = ops::embedding(&self.word_embeddings, tokens.ids(), shape)?;
+        self.embedding_norm.forward(&ops::embedding(&self.word_embeddings, tokens.ids(), shape)?)
+    }
+
+    /// What the blocks look at, as a function of their number.
+    fn sights(&self, tokens: &TokenBatch) -> Result<Sights<'_>> {
         let (global, local) = (self.sight(Sight::Global, tokens)?, self.sight(Sight::Local, tokens)?);
-        let attend = |i: usize| {
-            let (mask, rope) = if self.config.layers.get(i) == Some(&Sight::Local) { &local } else { &global };
-            Attend { mask, rope: Some(rope) }
-        };
-        let words = self.embedding_norm.forward(&words)?;
-        let (last, mut hidden_states) = self.encoder.forward_each(&words, attend, collect)?;
+        Ok(Sights { layers: &self.config.layers, global, local })
+    }
+}
+
+struct Sights<'a> {
+    layers: &'a [Sight],
+    global: (AttentionMask, Rope),
+    local: (AttentionMask, Rope),
+}
+
+impl Sights<'_> {
+    fn of(&self, block: usize) -> Attend<'_> {
+        let (mask, rope) = if self.layers.get(block) == Some(&Sight::Local) { &self.local } else { &self.global };
+        Attend { mask, rope: Some(rope) }
+    }
+}
+
+impl TextTower for ModernBert {
+    fn pooled(&self, tokens: &TokenBatch) -> Result<Tensor> {
+        let (words, sights) = (self.embed(tokens)?, self.sights(tokens)?);
+        let states = self.encoder.forward_kept(&words, |i| sights.of(i))?;
+        pool_text(&self.final_layer_norm.forward(&states)?, tokens, self.pooling)
+    }
+
+    fn forward(&self, tokens: &TokenBatch, collect: Collect) -> Result<TowerOutput> {
+        let (words, sights) = (self.embed(tokens)?, self.sights(tokens)?);
+        let (last, mut hidden_states) = self.encoder.forward_each(&words, |i| sights.of(i), collect)?;
         let last_hidden_state = self.final_layer_norm.forward(&last)?;
         if collect == Collect::HiddenStates {
             hidden_states.push(last_hidden_state.clone());

@@ -120,12 +120,9 @@ impl BuildTextTower for T5Config {
     }
 }
 
-impl TextTower for T5 {
-    fn pooled(&self, tokens: &TokenBatch) -> Result<Tensor> {
-        Ok(self.forward(tokens, Collect::Last)?.pooled)
-    }
-
-    fn forward(&self, tokens: &TokenBatch, collect: Collect) -> Result<TowerOutput> {
+impl T5 {
+    /// The stream that enters the first block (B,L,E), and what tokens look at.
+    fn embed(&self, tokens: &TokenBatch) -> Result<(Tensor, AttentionMask)> {
         let shape = (tokens.batch(), tokens.length());
         if shape.1 > self.config.context_length {
             let message = format!("{} tokens, but the tower takes {}", shape.1, self.config.context_length);
@@ -133,7 +130,19 @@ impl TextTower for T5 {
         }
         let bias = self.config.relative_positions.bias(&self.relative_attention_bias, shape.1)?;
         let mask = AttentionMask::none().with_key_padding(tokens.keep(), shape.0, shape.1)?.with_bias(bias)?;
-        let words = ops::embedding(&self.word_embeddings, tokens.ids(), shape)?;
+        Ok((ops::embedding(&self.word_embeddings, tokens.ids(), shape)?, mask))
+    }
+}
+
+impl TextTower for T5 {
+    fn pooled(&self, tokens: &TokenBatch) -> Result<Tensor> {
+        let (words, mask) = self.embed(tokens)?;
+        let states = self.blocks.forward_kept(&words, |_| (&mask).into())?;
+        pool_text(&self.final_layer_norm.forward(&states)?, tokens, self.pooling)
+    }
+
+    fn forward(&self, tokens: &TokenBatch, collect: Collect) -> Result<TowerOutput> {
+        let (words, mask) = self.embed(tokens)?;
         let (last, mut hidden_states) = self.blocks.forward(&words, &mask, collect)?;
         let last_hidden_state = self.final_layer_norm.forward(&last)?;
         if collect == Collect::HiddenStates {

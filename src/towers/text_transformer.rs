@@ -281,12 +281,13 @@ impl BuildTextTower for TextTransformerConfig {
 
 impl TextTower for TextTransformer {
     fn pooled(&self, tokens: &TokenBatch) -> Result<Tensor> {
+        let (embedded, mask) = (self.embed(tokens)?, self.mask(tokens)?);
         let Some(positions) = self.positions(tokens)? else {
-            return Ok(self.forward(tokens, Collect::Last)?.pooled);
+            let states = self.encoder.forward_kept(&embedded, |_| (&mask).into())?;
+            return self.head(self.mean(&self.final_layer_norm.forward(&states)?, tokens)?);
         };
         let last_mask = self.mask_at(tokens, &positions)?;
-        let embedded = self.embed(tokens)?;
-        let pooled = self.encoder.forward_selected(&embedded, &self.mask(tokens)?, &last_mask, &positions)?;
+        let pooled = self.encoder.forward_selected(&embedded, &mask, &last_mask, &positions)?;
         self.head(self.final_layer_norm.forward(&pooled)?)
     }
 

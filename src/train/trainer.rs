@@ -201,7 +201,8 @@ impl<'a> Trainer<'a> {
                 batches.push(Batch { images, texts, captions });
             }
             let lr_factor = self.config.schedule.factor(self.taken, steps);
-            let outcome = self.step(&batches, train, lr_factor)?;
+            let model = self.model.clone();
+            let outcome = model.install(|| self.step(&batches, train, lr_factor))?;
             if let Some(ema) = &mut self.ema {
                 ema.update(self.taken)?;
             }

@@ -7,6 +7,7 @@
 mod activations;
 mod checkpoint;
 mod decode;
+mod entry;
 mod folder;
 mod hub;
 #[cfg(feature = "hub")]
@@ -22,6 +23,8 @@ mod params;
 mod pattern;
 #[cfg(feature = "pickle")]
 mod pickle;
+mod quantized;
+mod random;
 mod save;
 mod source;
 mod tensor_file;
@@ -38,8 +41,10 @@ pub use hub::{Download, HubOptions, Progress, resolve};
 pub use layout::Layout;
 pub use names::Renames;
 pub(crate) use names::View;
-pub use params::{Adapter, Init, ParamSource, Parameters, Params, RandomSource, VarBuilderSource};
+pub use params::{Adapter, Init, ParamSource, Parameters, Params};
 pub use pattern::Pattern;
+pub(crate) use quantized::save_quantized;
+pub use random::{RandomSource, VarBuilderSource};
 pub(crate) use save::sync_folder;
 pub use save::{check_save_target, save_folder, save_safetensors, write_atomic};
 pub use source::CheckpointSource;

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
+use rayon::iter::Either;
+use rayon::prelude::*;
 
 use super::Activations;
 use crate::ops::{PackedWeight, Packing, Weight};
@@ -89,6 +91,7 @@ struct Record {
     tensors: BTreeMap<String, Weight>,
     buffers: BTreeSet<String>,
     linears: BTreeSet<String>,
+    matrices: BTreeSet<String>,
     problems: Vec<String>,
 }
 
@@ -139,6 +142,7 @@ impl Params {
     /// As [`Params::get`].
     pub fn weight(&self, name: &str, shape: &[usize], init: Init) -> Result<Weight> {
         let full = self.full(name);
+        self.lock().matrices.insert(full.clone());
         let packed = match self.source.packed(&full, shape) {
             Some(packed) => packed,
             None => {
@@ -191,6 +195,11 @@ impl Params {
     /// The places of all linear layers that were built.
     pub(crate) fn linears(&self) -> BTreeSet<String> {
         self.lock().linears.clone()
+    }
+
+    /// The names that [`Params::weight`] was asked for.
+    pub(crate) fn matrices(&self) -> BTreeSet<String> {
+        self.lock().matrices.clone()
     }
 
     /// Notes a problem that [`Params::finish`] is to report with the others, such as a tensor of the file that nobody asked for.
@@ -262,6 +271,31 @@ impl Parameters {
     pub fn trainable(&self) -> impl Iterator<Item = (&str, Var)> {
         // `from_tensor` of a tensor that is a variable is that variable and cannot fail.
         self.plain().filter(|(_, t)| t.is_variable()).filter_map(|(name, t)| Some((name, Var::from_tensor(t).ok()?)))
+    }
+
+    /// The same names with what `read` makes of name and shape, on all cores, the largest first; buffers are detached. All problems are
+    /// reported together.
+    pub(crate) fn read(
+        &self,
+        source_name: &str,
+        read: impl Fn(&str, &[usize]) -> Result<Weight> + Sync,
+    ) -> Result<Self> {
+        let mut names: Vec<(&String, &[usize])> = self.tensors.iter().map(|(name, w)| (name, w.dims())).collect();
+        names.sort_by_key(|(_, shape)| std::cmp::Reverse(shape.iter().product::<usize>()));
+        let read = |&(name, shape): &(&String, &[usize])| match read(name, shape) {
+            Ok(Weight::Plain(tensor)) if self.is_buffer(name) => Ok((name.clone(), Weight::Plain(tensor.detach()))),
+            Ok(weight) => Ok((name.clone(), weight)),
+            Err(error) => Err(format!("{name}: {error}")),
+        };
+        let (tensors, problems): (BTreeMap<_, _>, Vec<_>) =
+            names.par_iter().with_max_len(1).partition_map(|name| match read(name) {
+                Ok(read) => Either::Left(read),
+                Err(problem) => Either::Right(problem),
+            });
+        if problems.is_empty() {
+            return Ok(Self { tensors, ..self.clone() });
+        }
+        Err(ErrorKind::Tensors { source_name: source_name.to_string(), problems }.into())
     }
 
     /// How many numbers all parameters hold together.
@@ -438,72 +472,9 @@ impl ParamSource for Parameters {
     }
 }
 
-/// Fresh parameters from a seed. Each tensor depends on the seed and on its own name alone, so the order of building and
-/// the other tensors do not matter. All of them are trainable.
-pub struct RandomSource {
-    seed: u64,
-    dtype: DType,
-    device: Device,
-    frozen: bool,
-}
-
-impl RandomSource {
-    /// Parameters of type `dtype` on `device`, drawn from `seed`.
-    #[must_use]
-    pub fn new(seed: u64, dtype: DType, device: &Device) -> Self {
-        Self { seed, dtype, device: device.clone(), frozen: false }
-    }
-
-    /// The same numbers, none of them trainable.
-    #[must_use]
-    pub fn frozen(self) -> Self {
-        Self { frozen: true, ..self }
-    }
-}
-
-impl ParamSource for RandomSource {
-    fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String> {
-        const LARGEST: usize = 1 << 31;
-        let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
-        let Some(count) = count.filter(|&count| count <= LARGEST) else {
-            return Err(format!("{name}: shape {shape:?} is more than {LARGEST} numbers"));
-        };
-        let values = draw(init, crate::random::stream(self.seed, name), count);
-        Tensor::from_vec(values, shape, &Device::Cpu)
-            .and_then(|t| t.to_dtype(self.dtype)?.to_device(&self.device))
-            .and_then(|t| if self.frozen { Ok(t) } else { Ok(Var::from_tensor(&t)?.into_inner()) })
-            .map_err(|e| format!("{name}: {e}"))
-    }
-}
-
-fn draw(init: Init, mut rng: impl rand::Rng, count: usize) -> Vec<f32> {
-    let mut uniform = || rng.random::<f32>();
-    match init {
-        Init::Const(value) => vec![value; count],
-        Init::Uniform { bound } => (0..count).map(|_| (2.0 * uniform() - 1.0) * bound).collect(),
-        // Box–Muller; 1 - u keeps the logarithm finite.
-        Init::Normal { std } => (0..count)
-            .map(|_| std * (-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos())
-            .collect(),
-    }
-}
-
-/// A candle `VarBuilder` as a source: what it hands out (a `Var` of a `VarMap`, or a plain tensor) is used as it is.
-pub struct VarBuilderSource(pub candle_nn::VarBuilder<'static>);
-
-impl ParamSource for VarBuilderSource {
-    fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String> {
-        let hint = match init {
-            Init::Const(value) => candle_nn::Init::Const(f64::from(value)),
-            Init::Normal { std } => candle_nn::Init::Randn { mean: 0.0, stdev: f64::from(std) },
-            Init::Uniform { bound } => candle_nn::Init::Uniform { lo: -f64::from(bound), up: f64::from(bound) },
-        };
-        self.0.get_with_hints(shape, name, hint).map_err(|e| format!("{name}: {e}"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::RandomSource;
     use super::*;
 
     fn parameters() -> Result<Parameters> {
