@@ -182,8 +182,13 @@ impl PackedWeight {
         self.check(x, bias)?;
         let x = x.contiguous()?;
         if x.track_op() || bias.is_some_and(Tensor::track_op) {
-            let mut y = x.apply_op1(PackedLinear(self.clone()))?;
-            if let Some(bias) = bias {
+            // A frozen bias goes into the product: apart, the graph would keep the tensor before it too.
+            let (frozen, trained) = bias.map_or((None, None), |bias| match bias.track_op() {
+                true => (None, Some(bias)),
+                false => (Some(bias.contiguous()), None),
+            });
+            let mut y = x.apply_op1(PackedLinear { weight: self.clone(), bias: frozen.transpose()? })?;
+            if let Some(bias) = trained {
                 y = add_row(&y, bias)?;
             }
             return activation.map_or(Ok(y.clone()), |activation| activate(&y, activation));
@@ -258,8 +263,11 @@ impl Weight {
     }
 }
 
-/// `x · Wᵀ` where something trains x. Backward: `dx = dy · W`.
-struct PackedLinear(PackedWeight);
+/// `x · Wᵀ + bias` where something trains x, and nothing the bias. Backward: `dx = dy · W`.
+struct PackedLinear {
+    weight: PackedWeight,
+    bias: Option<Tensor>,
+}
 
 impl CustomOp1 for PackedLinear {
     fn name(&self) -> &'static str {
@@ -267,10 +275,11 @@ impl CustomOp1 for PackedLinear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        let y = self.0.product(floats(x, layout)?, None, None).map_err(candle_core::Error::wrap)?;
+        let bias = self.bias.as_ref().map(Floats::of).transpose()?;
+        let y = self.weight.product(floats(x, layout)?, bias.as_deref(), None).map_err(candle_core::Error::wrap)?;
         let mut shape = layout.dims().to_vec();
         if let Some(last) = shape.last_mut() {
-            *last = self.0.size().0;
+            *last = self.weight.size().0;
         }
         Ok((CpuStorage::F32(y), shape.into()))
     }
@@ -278,10 +287,10 @@ impl CustomOp1 for PackedLinear {
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
         let grad = grad.contiguous()?;
         let grad = Floats::of(&grad)?;
-        let dx = match &*self.0.form {
+        let dx = match &*self.weight.form {
             Form::Float(panels) => panels.backward(&grad),
             Form::Int8(quantized) => {
-                let (outputs, inputs) = self.0.size();
+                let (outputs, inputs) = self.weight.size();
                 let weight = quantized.unpack().map_err(candle_core::Error::wrap)?;
                 let panels = Panels::new(outputs, inputs, &copy_rows(&weight, inputs));
                 panels.map_err(candle_core::Error::wrap)?.backward(&grad)
