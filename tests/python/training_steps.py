@@ -26,7 +26,7 @@ def loss_of(kind, logits):
 
 def fifty_steps(start, kind, frozen, batches):
     """The losses and the changes of the weights by name."""
-    model = copy.deepcopy(start).train()
+    model = copy.deepcopy(start).eval()  # no dropout
     if frozen:
         model.vision_model.requires_grad_(False)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
