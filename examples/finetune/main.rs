@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use args::Args;
 use build::{build, freeze};
 use clap::Parser;
-use common::{Outcome, dtype, exit, say};
+use common::{Outcome, dtype, exit, keep_freed_memory, say};
 use data::splits;
 use diptych::retrieval::RetrievalReport;
 use diptych::train::{Progress, TrainConfig, TrainData, TrainReport, Trainer};
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Outcome<()> {
+    keep_freed_memory();
     let (train, test) = splits(args)?;
     let folder = train.image_folder(args.images.as_deref());
     let save_dtype = dtype("--save-dtype", &args.save_dtype)?;

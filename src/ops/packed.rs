@@ -191,8 +191,13 @@ impl PackedWeight {
 
     /// `f(x · Wᵀ + bias)`, where something trains `x` or the bias.
     fn forward_tracked(&self, x: &Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
-        let mut y = x.apply_op1(PackedLinear(self.clone()))?;
-        if let Some(bias) = bias {
+        // A frozen bias goes into the product: apart, the graph would keep the tensor before it too.
+        let (frozen, trained) = bias.map_or((None, None), |bias| match bias.track_op() {
+            true => (None, Some(bias)),
+            false => (Some(bias.contiguous()), None),
+        });
+        let mut y = x.apply_op1(PackedLinear { weight: self.clone(), bias: frozen.transpose()? })?;
+        if let Some(bias) = trained {
             y = add_row(&y, bias)?;
         }
         activation.map_or(Ok(y.clone()), |activation| activate(&y, activation))
@@ -310,8 +315,11 @@ impl Weight {
     }
 }
 
-/// `x · Wᵀ` where something trains x. Backward: `dx = dy · W`.
-struct PackedLinear(PackedWeight);
+/// `x · Wᵀ + bias` where something trains x, and nothing the bias. Backward: `dx = dy · W`.
+struct PackedLinear {
+    weight: PackedWeight,
+    bias: Option<Tensor>,
+}
 
 impl CustomOp1 for PackedLinear {
     fn name(&self) -> &'static str {
@@ -319,10 +327,12 @@ impl CustomOp1 for PackedLinear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        let y = self.0.product(floats(x, layout)?, Epilogue::default()).map_err(candle_core::Error::wrap)?;
+        let bias = self.bias.as_ref().map(Floats::of).transpose()?;
+        let epilogue = Epilogue { bias: bias.as_deref(), ..Epilogue::default() };
+        let y = self.weight.product(floats(x, layout)?, epilogue).map_err(candle_core::Error::wrap)?;
         let mut shape = layout.dims().to_vec();
         if let Some(last) = shape.last_mut() {
-            *last = self.0.size().0;
+            *last = self.weight.size().0;
         }
         Ok((CpuStorage::F32(y), shape.into()))
     }
@@ -330,10 +340,10 @@ impl CustomOp1 for PackedLinear {
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
         let grad = grad.contiguous()?;
         let grad = Floats::of(&grad)?;
-        let dx = match &*self.0.form {
+        let dx = match &*self.weight.form {
             Form::Float(panels) => panels.backward(&grad),
             Form::Int8(quantized) => {
-                let (outputs, inputs) = self.0.size();
+                let (outputs, inputs) = self.weight.size();
                 let weight = quantized.unpack().map_err(candle_core::Error::wrap)?;
                 let panels = Panels::new(outputs, inputs, &copy_rows(&weight, inputs));
                 panels.map_err(candle_core::Error::wrap)?.backward(&grad)

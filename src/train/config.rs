@@ -2,11 +2,13 @@
 
 use super::any_optimizer::OptimizerConfig;
 use super::checkpoint::CheckpointConfig;
+use super::forward::Precision;
 use super::groups::GroupRule;
 use super::schedule::Schedule;
 use crate::data::Tolerance;
 use crate::image::Augment;
 use crate::loss::Loss;
+use crate::weights::Activations;
 use crate::{Error, Result};
 
 /// The recipe of a run. The default is the origin's for trained heads on frozen towers.
@@ -33,6 +35,10 @@ pub struct TrainConfig {
     /// Rows of one side whose activations are in memory at a time ([`cached_backward`](super::cached_backward)); `None` for the
     /// whole batch.
     pub micro_batch: Option<usize>,
+    /// What towers keep of a forward pass for the backward pass.
+    pub activations: Activations,
+    /// In which numbers the towers compute; parameters and optimiser keep their own type.
+    pub precision: Precision,
     /// Batches a step, whose gradients are averaged; each has a loss of its own.
     pub accumulate: usize,
     /// By what each block's rate is multiplied to give that of the block before it; 1 for the same rate.
@@ -91,6 +97,8 @@ impl Default for TrainConfig {
             loss: Loss::default(),
             duplicates: Duplicates::default(),
             micro_batch: None,
+            activations: Activations::default(),
+            precision: Precision::default(),
             accumulate: 1,
             layer_decay: 1.0,
             groups: Vec::new(),

@@ -197,13 +197,16 @@ pub(super) enum ImageBatch {
 }
 
 impl ImageBatch {
-    /// Features (rows,D) of some rows, with the graph of what is trained.
+    /// Features (rows,D) of some rows, with the graph of what is trained, in the projections' type.
     pub(super) fn features(&self, model: &ClipModel, rows: Range<usize>) -> Result<Tensor> {
         let part =
             |t: &Tensor| if rows.len() == t.dim(0)? { Ok(t.clone()) } else { t.narrow(0, rows.start, rows.len()) };
         match self {
             Self::Pooled(pooled) => model.project_image(&part(pooled)?),
-            Self::Pixels(pixels) => model.project_image(&model.image_encoder().pooled(&part(pixels)?.contiguous()?)?),
+            Self::Pixels(pixels) => {
+                let pooled = model.image_encoder().pooled(&part(pixels)?.contiguous()?)?;
+                model.project_image(&pooled.to_dtype(model.dtype())?)
+            }
         }
     }
 }
@@ -219,17 +222,13 @@ pub(super) enum TextBatch {
 impl TextBatch {
     /// Features (rows,D) of some rows, with the graph of what is trained.
     pub(super) fn features(&self, model: &ClipModel, rows: Range<usize>) -> Result<Tensor> {
-        match self {
-            Self::Pooled(pooled) if rows.len() == pooled.dim(0)? => model.project_text(pooled),
-            Self::Pooled(pooled) => model.project_text(&pooled.narrow(0, rows.start, rows.len())?),
-            Self::Tokens(tokens) if rows.len() == tokens.batch() => {
-                model.project_text(&model.text_encoder().pooled(tokens)?)
-            }
-            Self::Tokens(tokens) => {
-                let part = tokens.select(&rows.collect::<Vec<_>>())?;
-                model.project_text(&model.text_encoder().pooled(&part)?)
-            }
-        }
+        let tokens = match self {
+            Self::Pooled(pooled) => return model.project_text(&pooled.narrow(0, rows.start, rows.len())?),
+            Self::Tokens(tokens) => tokens,
+        };
+        let part = (rows.len() < tokens.batch()).then(|| tokens.select(&rows.collect::<Vec<_>>())).transpose()?;
+        let pooled = model.text_encoder().pooled(part.as_ref().unwrap_or(tokens))?;
+        model.project_text(&pooled.to_dtype(model.dtype())?)
     }
 }
 

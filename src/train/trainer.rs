@@ -7,6 +7,7 @@
 //! pooled (B,E) → features (B,D) → logits (B,B) → loss → gradients → optimiser → clamped logit scale. A frozen tower that sees the same
 //! input every epoch runs once: then a step is a choice of rows and two projections.
 
+use std::marker::PhantomData;
 use std::path::Path;
 use std::time::Instant;
 
@@ -29,7 +30,9 @@ use crate::{ClipModel, Embeddings, Error, ErrorKind, Result};
 
 /// Trains a model in place: its variables are the caller's.
 pub struct Trainer<'a> {
-    pub(super) model: &'a ClipModel,
+    /// A clone, on the caller's variables.
+    pub(super) model: ClipModel,
+    caller: PhantomData<&'a ClipModel>,
     pub(super) config: TrainConfig,
     pub(super) trainable: Vec<(String, Var)>,
     pub(super) optimizer: Optimizer,
@@ -138,7 +141,8 @@ impl<'a> Trainer<'a> {
         let optimizer = Optimizer::new(rates.groups(&trainable, &model.parameters())?, config.optimizer)?;
         let ema = config.ema.map(|decay| Ema::new(&trainable, decay)).transpose()?;
         let broken = Broken::new(config.broken_images, 0);
-        Ok(Self { model, config, trainable, optimizer, ema, taken: 0, loss_sum: 0.0, broken })
+        let model = model.clone().with_activations(config.activations)?;
+        Ok(Self { model, caller: PhantomData, config, trainable, optimizer, ema, taken: 0, loss_sum: 0.0, broken })
     }
 
     /// Trains on `train` and evaluates on `evaluation`, whose images lie under `folder`. `progress` is told of every batch.
@@ -154,7 +158,7 @@ impl<'a> Trainer<'a> {
         evaluation: Option<&Split>,
         mut progress: impl FnMut(&Progress),
     ) -> Result<TrainReport> {
-        let data = TrainData::prepare(self.model, &self.config, train, folder, evaluation, &mut progress)?;
+        let data = TrainData::prepare(&self.model, &self.config, train, folder, evaluation, &mut progress)?;
         self.fit_prepared(&data, progress)
     }
 
@@ -182,7 +186,7 @@ impl<'a> Trainer<'a> {
             let due = self.config.evaluation == Evaluation::EachEpoch || epoch + 1 == self.config.epochs;
             if due {
                 self.swap_average()?;
-                let report = data.evaluate(self.model, self.config.workers, &mut progress);
+                let report = data.evaluate(&self.model, self.config.workers, &mut progress);
                 self.swap_average()?;
                 found = report?;
             }
@@ -220,16 +224,17 @@ impl<'a> Trainer<'a> {
         for (done, chosen) in rest.chunks_exact(pairs).enumerate() {
             let mut batches = Vec::with_capacity(accumulate);
             for chosen in chosen.chunks_exact(self.config.batch_size) {
-                let NextImages { indices, images, broken } = loader.next(self.model, chosen)?;
+                let NextImages { indices, images, broken } = loader.next(&self.model, chosen)?;
                 self.note_broken(&broken, data, progress)?;
                 let images = images.ok_or_else(|| self.none_left(chosen, train))?;
                 let caption = |&i: &usize| (i, sampler.caption(epoch, i, train.captions()[i].len()));
                 let captions: Vec<(usize, usize)> = indices.iter().map(caption).collect();
-                let texts = data.texts.batch(self.model, train.captions(), &captions)?;
+                let texts = data.texts.batch(&self.model, train.captions(), &captions)?;
                 batches.push(Batch { images, texts, captions });
             }
             let lr_factor = self.config.schedule.factor(self.taken, steps);
-            let outcome = self.model.install(|| self.step(&batches, train, lr_factor))?;
+            let model = self.model.clone();
+            let outcome = model.install(|| self.step(&batches, train, lr_factor))?;
             if let Some(ema) = &mut self.ema {
                 ema.update(self.taken)?;
             }

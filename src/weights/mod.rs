@@ -4,6 +4,7 @@
 //! they are called in memory; [`CheckpointSource`] hands them to the layers, which ask for them through [`Params`]. Saving
 //! ([`save_folder`], [`save_safetensors`]) is complete or does not happen.
 
+mod activations;
 mod checkpoint;
 mod decode;
 mod entry;
@@ -33,6 +34,7 @@ mod torch_file;
 #[cfg(feature = "pickle")]
 mod zip;
 
+pub use activations::Activations;
 pub use checkpoint::{Checkpoint, TensorDescription};
 pub use folder::Folder;
 pub(crate) use hub::resolve_tokenizer;

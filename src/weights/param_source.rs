@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 
+use super::Activations;
 use crate::ops::PackedWeight;
 
 /// How a parameter starts when it is not read from a checkpoint.
@@ -49,6 +50,11 @@ pub trait ParamSource: Send + Sync {
     fn adapter(&self, module: &str) -> Option<Adapter> {
         let _ = module;
         None
+    }
+
+    /// What the blocks built from this source keep for a backward pass.
+    fn activations(&self) -> Activations {
+        Activations::Stored
     }
 }
 

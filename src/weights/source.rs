@@ -372,4 +372,8 @@ impl<S: ParamSource + ?Sized> ParamSource for Arc<S> {
     fn adapter(&self, module: &str) -> Option<Adapter> {
         (**self).adapter(module)
     }
+
+    fn activations(&self) -> super::Activations {
+        (**self).activations()
+    }
 }
