@@ -1,4 +1,4 @@
-//! Writes a dual encoder in another layout: transformers', open_clip's, or this crate's own.
+//! Writes a dual encoder in another layout (transformers', open_clip's, or this crate's own), another number type, or quantised.
 
 mod common;
 
@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use common::{Machine, Outcome, exit, say};
+use common::{Machine, Outcome, dtype, exit, say};
+use diptych::Quantization;
 use diptych::families::ModelLayout;
 
-/// Write a dual encoder in another layout.
+/// Write a dual encoder in another layout, in another number type, or quantised.
 ///
 /// Towers that a layout has no words for are refused; our own layout has words for all.
 #[derive(Parser)]
@@ -23,6 +24,12 @@ struct Args {
     /// Whose layout to write
     #[arg(long, value_enum)]
     to: To,
+    /// f32, f16 or bf16 [default: f32]
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<String>,
+    /// int8: linear layers as 8-bit integers, tables as f16; none: floats again. Only our own layout has integers
+    #[arg(long, value_name = "INT8_OR_NONE", value_parser = ["int8", "none"], conflicts_with = "dtype")]
+    quantize: Option<String>,
     #[command(flatten)]
     machine: Machine,
 }
@@ -47,7 +54,16 @@ fn run(args: &Args) -> Outcome<()> {
         To::OpenClip => ModelLayout::OpenClip,
         To::Diptych => ModelLayout::Diptych,
     };
-    let model = args.machine.loader()?.clip(&args.model)?;
+    let mut loader = args.machine.loader()?;
+    if let Some(name) = &args.dtype {
+        loader = loader.dtype(dtype("--dtype", name)?).dequantize();
+    }
+    loader = match args.quantize.as_deref() {
+        Some("int8") => loader.quantize(Quantization::Int8),
+        Some(_) => loader.dequantize(),
+        None => loader,
+    };
+    let model = loader.clip(&args.model)?;
     model.save_pretrained_in(&args.out, layout)?;
     say(args.out.display())
 }

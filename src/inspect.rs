@@ -11,7 +11,7 @@ use crate::image::ImageProcessorConfig;
 use crate::logit_scale::LogitConfig;
 use crate::project::ProjectionConfig;
 use crate::text::TokenRules;
-use crate::{ImageEncoderConfig, TextEncoderConfig};
+use crate::{ImageEncoderConfig, Quantization, TextEncoderConfig};
 
 /// What a folder holds and what would happen if it were loaded.
 #[derive(Debug, Clone, Serialize)]
@@ -33,6 +33,8 @@ pub struct Inspection {
     pub parameters: usize,
     /// The files' tensors by number type.
     pub dtypes: BTreeMap<String, DtypeShare>,
+    /// What the files hold the weights of linear layers as, where that is not floats.
+    pub quantization: Option<Quantization>,
     /// Tensors of the files that no part reads, known extras of the family.
     pub extras: Vec<String>,
     /// Why it cannot be loaded, a line each; empty where it can.
@@ -110,6 +112,9 @@ impl fmt::Display for Inspection {
                 share.tensors,
                 share.bytes as f64 / 1e6
             )?;
+        }
+        if let Some(Quantization::Int8) = self.quantization {
+            writeln!(f, "quantised    linear layers to 8-bit integers, with a scale an output; loads frozen")?;
         }
         writeln!(f, "parameters   {}", count(self.parameters))?;
         if let Some(image) = &self.image {

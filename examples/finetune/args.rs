@@ -8,6 +8,7 @@ use diptych::towers::{ImagePooling, TextPooling};
 use diptych::weights::Pattern;
 
 use crate::common::Machine;
+use crate::reading::Reading;
 use crate::reports::Reports;
 use crate::strategy::Strategy;
 
@@ -27,12 +28,21 @@ pub struct Args {
     /// A whole dual encoder to go on from: a folder, or an id on the hub
     #[arg(long, value_name = "DIR_OR_ID", conflicts_with_all = ["text_encoder", "image_encoder", "project", "embed_dim", "normalize_inputs"])]
     pub model: Option<String>,
-    /// The captions: a CSV file with the columns image, caption and split
-    #[arg(long, value_name = "CSV")]
+    /// Images with captions: a CSV, TSV or JSONL file, a folder per class, tar shards, or Parquet files
+    ///
+    /// A `.csv` or `.tsv` file has a header with the columns image, caption and, if wanted, split (or what --image-key and the like
+    /// name), and a row per caption. A `.jsonl` file has one object a line with these fields; its caption may be a list. A folder
+    /// may hold one folder per class, within folders train, test and val or without; the class's name becomes a caption by
+    /// --template. WebDataset shards are `.tar` files, a brace range such as 'shard-{000..012}.tar', or a folder of them, with members
+    /// KEY.jpg and KEY.txt or KEY.json; they are read in place. `.parquet` files (feature parquet) have a column of images' bytes or
+    /// paths and one of captions. Shards and Parquet files without a split of their own have that of their name, as in train-0001.tar.
+    #[arg(long, value_name = "PATH")]
     pub data: PathBuf,
-    /// The folder that image names are relative to [default: the CSV file's]
+    /// The folder that image names are relative to [default: the data file's, or images in it]
     #[arg(long, value_name = "DIR")]
     pub images: Option<PathBuf>,
+    #[command(flatten)]
+    pub reading: Reading,
     /// Towers that are not trained
     #[arg(long, value_delimiter = ',')]
     pub freeze: Vec<Tower>,
@@ -60,7 +70,10 @@ pub struct Args {
     /// Side of the image input in pixels [default: as the checkpoint says]
     #[arg(long, value_name = "N")]
     pub image_size: Option<u32>,
-    /// Random views of training images: crop, flip, or crop,flip [default: none]
+    /// Random views of training images: a list of crop or resized-crop, flip, jitter, gray [default: none]
+    ///
+    /// crop takes any place of the resized image, resized-crop=0.5 a part of at least half of the original one (0.9 without a number), flip
+    /// mirrors every second image, jitter=0.8 changes the colours of eight in ten, gray=0.2 takes them from two in ten.
     #[arg(long)]
     pub augment: Option<Augment>,
     /// How often every image is seen [default: by what is trained, and about 400 steps]

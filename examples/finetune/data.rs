@@ -1,6 +1,6 @@
 //! The data that the options name.
 
-use diptych::data::{PairDataset, Split};
+use diptych::data::Split;
 
 use crate::args::Args;
 use crate::common::Outcome;
@@ -12,7 +12,10 @@ const LEAST: usize = 20;
 
 /// The rows to train on and those to measure on.
 pub fn splits(args: &Args) -> Outcome<(Split, Option<Split>)> {
-    let data = PairDataset::from_csv(&args.data)?;
+    let data = args.reading.options().open(&args.data)?;
+    for skipped in data.skipped() {
+        eprintln!("left out {skipped}");
+    }
     if data.split_names().is_empty() {
         return hold_out(args, data.all());
     }
@@ -31,10 +34,6 @@ fn hold_out(args: &Args, all: Split) -> Outcome<(Split, Option<Split>)> {
         return Ok((all, None));
     }
     eprintln!("{file}: no column split, so one image in {HELD_OUT} is held out to be measured on");
-    let part = |test: bool| {
-        let chosen = (0..all.image_count()).filter(|i| (i % HELD_OUT == HELD_OUT - 1) == test);
-        let (images, captions) = chosen.map(|i| (all.images()[i].clone(), all.captions()[i].clone())).unzip();
-        Split::new(images, captions)
-    };
-    Ok((part(false)?, Some(part(true)?)))
+    let part = |test: bool| all.select((0..all.image_count()).filter(|i| (i % HELD_OUT == HELD_OUT - 1) == test));
+    Ok((part(false), Some(part(true))))
 }

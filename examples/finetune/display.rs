@@ -29,6 +29,10 @@ impl Display {
                 self.bar(what, *total).set_position(*done as u64);
             }
             Progress::Step(step) => self.step(step),
+            Progress::Skipped(skipped) => {
+                self.clear();
+                eprintln!("left out {skipped}");
+            }
             Progress::Evaluated { epoch, report } => {
                 self.clear();
                 let (t, i) = (report.text_to_image, report.image_to_text);

@@ -7,6 +7,7 @@ mod common;
 mod data;
 mod defaults;
 mod display;
+mod reading;
 mod reports;
 mod strategy;
 
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use args::Args;
 use build::{build, freeze};
 use clap::Parser;
-use common::{Outcome, dtype, exit, say};
+use common::{Outcome, dtype, exit, keep_freed_memory, say};
 use data::splits;
 use diptych::retrieval::RetrievalReport;
 use diptych::train::{Progress, TrainConfig, TrainData, TrainReport, Trainer};
@@ -29,8 +30,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Outcome<()> {
+    keep_freed_memory();
     let (train, test) = splits(args)?;
-    let folder = args.images.clone().or_else(|| args.data.parent().map(Into::into)).unwrap_or_default();
+    let folder = train.image_folder(args.images.as_deref());
     let save_dtype = dtype("--save-dtype", &args.save_dtype)?;
     if let Some(out) = &args.out {
         check_save_target(out)?;
@@ -97,6 +99,7 @@ fn print(args: &Args, before: Option<RetrievalReport>, report: &TrainReport) -> 
         if let Some(before) = before {
             value["before"] = serde_json::to_value(before)?;
         }
+        value["skipped"] = report.skipped.iter().map(ToString::to_string).collect::<Vec<_>>().into();
         value["prepare_seconds"] = prepare.into();
         value["seconds"] = seconds.into();
         return say(value);

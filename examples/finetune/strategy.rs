@@ -7,9 +7,9 @@ use diptych::ClipModel;
 use diptych::adapt::LoraConfig;
 use diptych::loss::{ClipLoss, Loss, SigLipLoss};
 use diptych::train::{
-    CheckpointConfig, Duplicates, Evaluation, OptimizerConfig, Schedule, Selection, SgdConfig, TrainConfig,
+    CheckpointConfig, Duplicates, Evaluation, OptimizerConfig, Precision, Schedule, Selection, SgdConfig, TrainConfig,
 };
-use diptych::weights::Pattern;
+use diptych::weights::{Activations, Pattern};
 
 use crate::args::{Args, When};
 use crate::common::Outcome;
@@ -42,6 +42,12 @@ pub struct Strategy {
     /// Rows whose activations are in memory at a time; the gradients are the whole batch's [default: all]
     #[arg(long, value_name = "N")]
     pub micro_batch: Option<usize>,
+    /// Keep each block's input alone and run the block again for its gradients: less memory, the same gradients, more time
+    #[arg(long)]
+    recompute: bool,
+    /// The towers compute in bf16 on copies of the f32 parameters (for GPUs)
+    #[arg(long)]
+    bf16: bool,
     /// Batches a step, whose gradients are averaged
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub accumulate: usize,
@@ -104,6 +110,12 @@ impl Strategy {
         if self.sgd {
             config.optimizer = OptimizerConfig::Sgd(SgdConfig::default());
         }
+        if self.recompute {
+            config.activations = Activations::Recomputed;
+        }
+        if self.bf16 {
+            config.precision = Precision::Bf16;
+        }
         if self.duplicates_match {
             config.duplicates = Duplicates::Positives;
         }
@@ -146,6 +158,8 @@ pub fn recipe(args: &Args, model: &ClipModel, images: usize) -> TrainConfig {
         seed: args.seed,
         augment: args.augment.unwrap_or_default(),
         evaluation: if args.evaluate == Some(When::End) { Evaluation::AtEnd } else { Evaluation::EachEpoch },
+        broken_images: args.reading.tolerance(),
+        image_cache_bytes: args.reading.image_cache_bytes(),
         ..TrainConfig::default()
     };
     config = args.strategy.apply(args.warmup_steps.unwrap_or(steps.div_ceil(10)), config);

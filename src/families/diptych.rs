@@ -1,5 +1,9 @@
 //! Our own layout, for what no other can express: the origin's projections, any pooling, input normalisation. `config.json` is
 //! [`ClipConfig`] with `model_type: diptych`, and names in the file are names in memory.
+//!
+//! Where `config.json` says `"quantization": "int8"`, the weight of a linear layer is `NAME` (N,…) of I8, integers in −127…127, and
+//! `NAME_scale` (N) of F32: row n stands for the numbers `NAME_scale[n] · NAME[n]`. Every other tensor is F16 where that holds its
+//! numbers exactly, and F32 elsewhere.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,7 +18,7 @@ use crate::project::ProjectionConfig;
 use crate::text::{TextTokenizer, TokenRules};
 use crate::towers::ImageTowerConfig;
 use crate::weights::Renames;
-use crate::{Error, Result};
+use crate::{Error, Quantization, Result};
 
 /// The family of `model_type` diptych.
 pub(super) struct Diptych;
@@ -37,6 +41,9 @@ struct File {
     logits: LogitConfig,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     matching: Option<MatchingConfig>,
+    /// What the file holds the weights of linear layers as, where that is not floats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quantization: Option<Quantization>,
 }
 
 impl Family for Diptych {
@@ -65,7 +72,11 @@ impl Family for Diptych {
 }
 
 /// The `config.json` of this layout.
-pub(super) fn to_config(config: &ClipConfig, tokenizer: &TextTokenizer) -> Result<Value> {
+pub(super) fn to_config(
+    config: &ClipConfig,
+    tokenizer: &TextTokenizer,
+    quantization: Option<Quantization>,
+) -> Result<Value> {
     let ClipConfig { text, image, projection, text_projection, logits, matching } = config.clone();
     let file = File {
         model_type: "diptych".to_string(),
@@ -77,6 +88,7 @@ pub(super) fn to_config(config: &ClipConfig, tokenizer: &TextTokenizer) -> Resul
         text_projection,
         logits,
         matching,
+        quantization,
     };
     serde_json::to_value(file).map_err(|error| Error::argument("config", error.to_string()))
 }

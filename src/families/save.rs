@@ -7,14 +7,15 @@ use candle_core::DType;
 use serde_json::Value;
 
 use super::{diptych, hf_clip, open_clip, siglip};
+use crate::loader::Numbers;
 use crate::model::{ClipConfig, ClipModel};
-use crate::ops::{Activation, Weight};
+use crate::ops::{Activation, Packing, Weight};
 use crate::project::ProjectionKind;
 use crate::towers::{
     ImageTowerConfig, PooledToken, PositionTable, PrefixTokens, TextAttention, TextPooling, TextTowerConfig,
 };
 use crate::weights::{Layout, Parameters, Stored, View};
-use crate::{Error, Result};
+use crate::{Error, Quantization, Result};
 
 /// Whose files a model is saved as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,20 +32,28 @@ pub enum ModelLayout {
 impl ClipModel {
     /// Writes the model with its tokenizer and processor: in the layout it was loaded from, else in Hugging Face's `CLIPModel`
     /// layout where that can express it, else in our own (`model_type: diptych`). [`ClipModel::from_pretrained`] reads it back with equal bits.
+    /// A quantised model is always written in our own, which alone has words for its integers.
     ///
     /// # Errors
     /// When the folder cannot be written, or holds something that is no model.
     pub fn save_pretrained(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.save_pretrained_as(folder, self.dtype())
+        self.check_merged()?;
+        let numbers = self.numbers();
+        let outgoing = match numbers {
+            Numbers::Quantized => own(self, numbers)?,
+            Numbers::Floats(_) => fitting(self)?,
+        };
+        write(self, outgoing, folder.as_ref(), numbers)
     }
 
-    /// [`ClipModel::save_pretrained`] with the weights converted to `dtype`: f16 and bf16 take half the room of f32.
+    /// [`ClipModel::save_pretrained`] with the weights converted to `dtype`: f16 and bf16 take half the room of f32. Of a quantised
+    /// model these are the numbers that its integers stand for, in the layout that it was loaded from.
     ///
     /// # Errors
     /// As [`ClipModel::save_pretrained`].
     pub fn save_pretrained_as(&self, folder: impl AsRef<Path>, dtype: DType) -> Result<()> {
         self.check_merged()?;
-        save_clip(self, folder.as_ref(), dtype)
+        write(self, fitting(self)?, folder.as_ref(), Numbers::Floats(dtype))
     }
 
     /// [`ClipModel::save_pretrained`] in a layout of your choice. A model in transformers' CLIP layout is written in open_clip's
@@ -55,7 +64,16 @@ impl ClipModel {
     /// When the layout has no words for the model, or as [`ClipModel::save_pretrained`].
     pub fn save_pretrained_in(&self, folder: impl AsRef<Path>, layout: ModelLayout) -> Result<()> {
         self.check_merged()?;
-        save_clip_in(self, layout, folder.as_ref(), self.dtype())
+        save_in(self, layout, folder.as_ref())
+    }
+
+    /// What the numbers are saved as where nobody says: as they are kept.
+    fn numbers(&self) -> Numbers {
+        let integers = |weight: &Weight| matches!(weight, Weight::Packed(packed) if packed.packing() == Packing::Int8);
+        match self.parameters().weights().any(|(_, weight)| integers(weight)) {
+            true => Numbers::Quantized,
+            false => Numbers::Floats(self.dtype()),
+        }
     }
 
     fn check_merged(&self) -> Result<()> {
@@ -80,17 +98,23 @@ pub(crate) struct Outgoing {
     pub(crate) stored: BTreeMap<String, Stored>,
 }
 
-/// Writes a model in the layout it came in, else in the first that can express it.
-fn save_clip(model: &ClipModel, folder: &Path, dtype: DType) -> Result<()> {
-    let outgoing = match as_loaded(model).or_else(|| hugging_face(model)) {
-        Some(outgoing) => outgoing,
-        None => own(model)?,
-    };
-    write(model, outgoing, folder, dtype)
+/// A model in the layout it came in, else in the first that can express it, in floats.
+fn fitting(model: &ClipModel) -> Result<Outgoing> {
+    match as_loaded(model).or_else(|| hugging_face(model)) {
+        Some(outgoing) => Ok(outgoing),
+        None => own(model, Numbers::Floats(model.dtype())),
+    }
 }
 
 /// Writes a model in the layout `layout`.
-fn save_clip_in(model: &ClipModel, layout: ModelLayout, folder: &Path, dtype: DType) -> Result<()> {
+fn save_in(model: &ClipModel, layout: ModelLayout, folder: &Path) -> Result<()> {
+    let numbers = model.numbers();
+    if numbers == Numbers::Quantized && layout != ModelLayout::Diptych {
+        let message = format!(
+            "{layout:?} has no words for quantised weights; save in Diptych, load with `dequantize` first, or save_pretrained_as f32"
+        );
+        return Err(Error::argument("layout", message));
+    }
     let loaded = |wanted: Layout| as_loaded(model).filter(|outgoing| outgoing.layout == wanted);
     let not = |name: &'static str| {
         let supported =
@@ -106,22 +130,22 @@ fn save_clip_in(model: &ClipModel, layout: ModelLayout, folder: &Path, dtype: DT
             Some(outgoing) => outgoing,
             None => open_clip::to_open_clip(model, folder)?.ok_or_else(|| not("OpenClip"))?,
         },
-        ModelLayout::Diptych => own(model)?,
+        ModelLayout::Diptych => own(model, numbers)?,
     };
-    write(model, outgoing, folder, dtype)
+    write(model, outgoing, folder, numbers)
 }
 
-fn write(model: &ClipModel, mut outgoing: Outgoing, folder: &Path, dtype: DType) -> Result<()> {
+fn write(model: &ClipModel, mut outgoing: Outgoing, folder: &Path, numbers: Numbers) -> Result<()> {
     for key in ["dtype", "torch_dtype"] {
         if let Some(named @ Value::String(_)) = outgoing.config.get_mut(key) {
-            *named = Value::from(match dtype {
-                DType::F16 => "float16",
-                DType::BF16 => "bfloat16",
+            *named = Value::from(match numbers {
+                Numbers::Floats(DType::F16) => "float16",
+                Numbers::Floats(DType::BF16) => "bfloat16",
                 _ => "float32",
             });
         }
     }
-    crate::loader::save_folder(model, &outgoing, folder, dtype)
+    crate::loader::save_folder(model, &outgoing, folder, numbers)
 }
 
 /// The files it came from, where they still say what it is.
@@ -129,6 +153,10 @@ fn as_loaded(model: &ClipModel) -> Option<Outgoing> {
     let origin = model.origin()?;
     if open_clip::is_its(&origin.config) {
         return open_clip::as_loaded(model, origin);
+    }
+    // What was quantised is written anew: its file had no floats.
+    if origin.config.get("quantization").is_some() && origin.config["model_type"] == "diptych" {
+        return None;
     }
     let outgoing =
         Outgoing { layout: Layout::HuggingFace, config: origin.config.clone(), stored: origin.stored.clone() };
@@ -170,8 +198,9 @@ fn with_text_head(model: &ClipModel) -> Option<(ClipConfig, BTreeMap<String, Sto
     Some((config, [place("weight")?, place("bias")?].into()))
 }
 
-fn own(model: &ClipModel) -> Result<Outgoing> {
-    let config = diptych::to_config(model.config(), model.text_encoder().tokenizer())?;
+fn own(model: &ClipModel, numbers: Numbers) -> Result<Outgoing> {
+    let quantization = (numbers == Numbers::Quantized).then_some(Quantization::Int8);
+    let config = diptych::to_config(model.config(), model.text_encoder().tokenizer(), quantization)?;
     Ok(Outgoing { layout: Layout::HuggingFace, config, stored: BTreeMap::new() })
 }
 

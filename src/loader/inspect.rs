@@ -3,16 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Branches, Files, Loader};
-use crate::Result;
+use super::parameters::Branches;
+use super::{Files, Loader};
 use crate::families::{ClipPlan, ImagePlan, Plan, ProcessorPlan, TextPlan};
 use crate::inspect::{DtypeShare, ImagePart, Inspection, JointPart, TextPart};
 use crate::model::ClipConfig;
 use crate::text::{TextTokenizer, TokenRules};
 use crate::weights::{Checkpoint, CheckpointSource, Parameters, Params, Renames};
+use crate::{Quantization, Result};
 
 pub(super) fn inspect(loader: &Loader, plan: Plan, files: &Files) -> Result<Inspection> {
     let family = files.config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let quantized = files.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.holds_quantized());
     let mut found = Inspection {
         folder: files.folder.path().to_path_buf(),
         config_file: files.config_file.clone(),
@@ -22,11 +24,12 @@ pub(super) fn inspect(loader: &Loader, plan: Plan, files: &Files) -> Result<Insp
         joint: None,
         parameters: 0,
         dtypes: files.checkpoint.as_deref().map(dtypes).unwrap_or_default(),
+        quantization: quantized.then_some(Quantization::Int8),
         extras: Vec::new(),
         problems: Vec::new(),
         remarks: Vec::new(),
     };
-    if found.dtypes.len() > 1 {
+    if found.dtypes.len() > 1 && !quantized {
         found.remarks.push("the tensors are of several number types; all are converted to one".to_string());
     }
     match plan {

@@ -1,10 +1,9 @@
 //! [`Loader`]: from a folder or a hub id to a model, and [`save_folder`], the way back.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use serde_json::Value;
 
 use crate::Inspection;
@@ -15,20 +14,18 @@ use crate::families::{
 };
 use crate::image::{DecodeOptions, ImageProcessor, ImageProcessorConfig, NaflexConfig, NaflexProcessor};
 use crate::model::{ClipConfig, ClipModel, Origin};
-use crate::ops::Weight;
 use crate::towers::{ImagePooling, TextPooling};
-use crate::weights::{
-    self, Checkpoint, CheckpointSource, Folder, HubOptions, Init, Layout, ParamSource, Parameters, Params,
-    RandomSource, Renames, Stored,
-};
+use crate::weights::{self, Checkpoint, Folder, HubOptions, Layout};
 use crate::{Error, Result};
 
 mod inspect;
+mod parameters;
 mod quantize;
 mod threads;
 mod tokenizer;
 
 pub use quantize::Quantization;
+use quantize::Wanted;
 
 /// Everything loading can be told. Each setter states its default.
 ///
@@ -50,7 +47,7 @@ pub struct Loader {
     decode: DecodeOptions,
     random: Option<u64>,
     trainable: bool,
-    quantization: Option<Quantization>,
+    quantization: Wanted,
     threads: Option<usize>,
 }
 
@@ -86,7 +83,7 @@ impl Loader {
             decode: DecodeOptions::default(),
             random: None,
             trainable: true,
-            quantization: None,
+            quantization: Wanted::AsStored,
             threads: None,
         }
     }
@@ -295,7 +292,12 @@ impl Loader {
         let mut config = plan.config.clone();
         self.apply_pooling(Some(&mut config.text.pooling), Some(&mut config.image.pooling));
         let parts = [(ClipConfig::TEXT, &plan.text), (ClipConfig::IMAGE, &plan.image), ("", &plan.heads)];
-        let (parameters, branches) = self.parameters(files, &parts, |params| config.collect(params))?;
+        // A vocabulary takes as long to read as a hundred megabytes of weights.
+        let (parameters, tokenizer) = rayon::join(
+            || self.parameters(files, &parts, |params| config.collect(params)),
+            || self.tokenizer(files, plan.tokens.clone()),
+        );
+        let ((parameters, branches), tokenizer) = (parameters?, tokenizer?);
         // Another pooling is another model than the folder's.
         let origin = match branches {
             Some(branches) if config == plan.config => {
@@ -303,7 +305,6 @@ impl Loader {
             }
             _ => None,
         };
-        let tokenizer = self.tokenizer(files, plan.tokens)?;
         let processor = self.processor(files, plan.processor.clone())?;
         let model = ClipModel::from_parameters(config, tokenizer, processor, parameters, &self.device)?;
         let model = match self.naflex(files, &plan.processor)? {
@@ -316,10 +317,11 @@ impl Loader {
     fn build_text(&self, plan: TextPlan, files: &Files) -> Result<TextEncoder> {
         let mut config = plan.config;
         self.apply_pooling(Some(&mut config.pooling), None);
-        let (parameters, _) =
-            self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop))?;
-        let tokenizer = self.tokenizer(files, plan.tokens)?;
-        TextEncoder::from_parameters(config, tokenizer, parameters, &self.device)
+        let (parameters, tokenizer) = rayon::join(
+            || self.parameters(files, &[("", &plan.renames)], |params| config.build(params).map(drop)),
+            || self.tokenizer(files, plan.tokens.clone()),
+        );
+        TextEncoder::from_parameters(config, tokenizer?, parameters?.0, &self.device)
     }
 
     fn build_image(&self, plan: ImagePlan, files: &Files) -> Result<ImageEncoder> {
@@ -342,37 +344,6 @@ impl Loader {
         if let (Some(pooling), Some(chosen)) = (image, self.image_pooling) {
             *pooling = chosen;
         }
-    }
-
-    /// Reads (or draws) what `collect` asks for. Each part of the names has its own spelling.
-    fn parameters(
-        &self,
-        files: &Files,
-        parts: &[(&'static str, &Renames)],
-        collect: impl Fn(&Params) -> Result<()>,
-    ) -> Result<(Parameters, Option<Branches>)> {
-        let name = files.folder.path().display().to_string();
-        // A size that no tower can have was read from the folder's configuration.
-        let collect = |params: &Params| collect(params).map_err(|error| Error::file(&files.config_file, error));
-        let Some(checkpoint) = &files.checkpoint else {
-            let source = RandomSource::new(self.random.unwrap_or(0), self.dtype, &self.device);
-            let source = if self.trainable { source } else { source.frozen() };
-            let params = Params::new(source).packing(self.packing()?);
-            collect(&params)?;
-            return Ok((params.finish(&name)?, None));
-        };
-        let source = |renames: &Renames| {
-            let trainable = self.trainable;
-            let source = CheckpointSource::new(checkpoint.clone(), renames).dtype(self.dtype).device(&self.device);
-            Arc::new(source.trainable(move |_| trainable))
-        };
-        let branches: Vec<_> = parts.iter().map(|(prefix, renames)| (*prefix, source(renames))).collect();
-        let params = Params::new(Branches(branches.clone())).packing(self.packing()?);
-        collect(&params)?;
-        for unused in branches.iter().flat_map(|(_, source)| source.unused()) {
-            params.note_problem(format!("{unused}: in the file, but the configuration has no place for it"));
-        }
-        Ok((params.finish(&name)?, Some(Branches(branches))))
     }
 
     fn processor(&self, files: &Files, plan: ProcessorPlan) -> Result<ImageProcessor> {
@@ -407,38 +378,17 @@ struct Files {
     checkpoint: Option<Arc<Checkpoint>>,
 }
 
-/// Several sources, each responsible for the names under its prefix; the one with no prefix takes the rest.
-struct Branches(Vec<(&'static str, Arc<CheckpointSource>)>);
-
-impl Branches {
-    fn find<'a>(&self, name: &'a str) -> Option<(&CheckpointSource, &'a str)> {
-        self.0.iter().find_map(|(prefix, source)| match *prefix {
-            "" => Some((&**source, name)),
-            prefix => Some((&**source, name.strip_prefix(prefix)?.strip_prefix('.')?)),
-        })
-    }
-
-    /// For each parameter how the files hold it.
-    fn stored(&self, parameters: &Parameters) -> BTreeMap<String, Stored> {
-        let stored = |(name, _): (&str, &Weight)| {
-            let (source, rest) = self.find(name)?;
-            Some((name.to_string(), source.stored(rest)?))
-        };
-        parameters.weights().filter_map(stored).collect()
-    }
-}
-
-impl ParamSource for Branches {
-    fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String> {
-        match self.find(name) {
-            Some((source, rest)) => source.get(rest, shape, init),
-            None => Err(format!("{name}: missing")),
-        }
-    }
+/// What a model's numbers are written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    /// Floats of one type.
+    Floats(DType),
+    /// The integers of quantised weights, and the rest in floats that lose nothing.
+    Quantized,
 }
 
 /// Writes a model's folder, complete or not at all.
-pub(crate) fn save_folder(model: &ClipModel, outgoing: &Outgoing, folder: &Path, dtype: DType) -> Result<()> {
+pub(crate) fn save_folder(model: &ClipModel, outgoing: &Outgoing, folder: &Path, numbers: Numbers) -> Result<()> {
     let Outgoing { layout, config, stored } = outgoing;
     weights::save_folder(folder, |target| {
         write_json(&target.join(layout.config_file()), config)?;
@@ -447,9 +397,13 @@ pub(crate) fn save_folder(model: &ClipModel, outgoing: &Outgoing, folder: &Path,
             write_json(&target.join("preprocessor_config.json"), &processor)?;
         }
         model.text_encoder().tokenizer().save(target)?;
-        let tensors = weights::as_stored(&model.parameters(), stored, dtype)?;
-        let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone()));
-        weights::save_safetensors(target.join(layout.weights_file()), tensors, &[])
+        let file = target.join(layout.weights_file());
+        match numbers {
+            Numbers::Floats(dtype) => {
+                weights::save_safetensors(file, weights::as_stored(&model.parameters(), stored, dtype)?, &[])
+            }
+            Numbers::Quantized => weights::save_quantized(&file, &model.parameters()),
+        }
     })
 }
 

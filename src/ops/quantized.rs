@@ -5,14 +5,17 @@
 //! integers, by `rten-gemm`'s kernels (VNNI, AVX2, NEON dot product, i8mm). Where these add pairs of products in 16 bits and
 //! would saturate (AVX2 without VNNI), `u` keeps to 0…127, so that no pair exceeds 2·127·127 < 2¹⁵.
 
-use super::activation::{self, Activation};
+use super::activation;
 use super::kernel::build_rows;
+use super::packed::{Epilogue, Rows};
 use super::simd::{maximum, mul_add, sum, vectorised};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmUninitOptions, PackedBMatrix};
 use rten_tensor::NdTensorView;
 
+/// Rows of a weight that are quantised at a time.
+const PART: usize = 64;
 /// Rows that are quantised, multiplied and scaled together: their 32-bit sums stay in the last cache.
 const ROWS: usize = 256;
 /// Below this many inputs or outputs a product is no product's worth of time, and small layers decide (gates, biases).
@@ -43,12 +46,19 @@ impl Quantized {
         outputs >= SMALLEST && (SMALLEST..=LARGEST).contains(&inputs)
     }
 
-    /// Quantises row-major (N,K), each row by its own largest value. Rows of zeros have scale 0.
-    pub(super) fn new(weight: &[f32], outputs: usize, inputs: usize) -> Self {
-        let mut integers = vec![0i8; outputs * inputs];
-        let rows = integers.par_chunks_mut(inputs.max(1)).zip(weight.par_chunks(inputs.max(1)));
-        let scales = rows.map(|(q, w)| quantize_weights(w, q)).collect();
-        Self::from_integers(&integers, scales, outputs, inputs)
+    /// Quantises row-major (N,K), of which `rows` gives some rows at a time, each row by its own largest value. Rows of zeros have
+    /// scale 0.
+    pub(super) fn new(outputs: usize, inputs: usize, rows: Rows) -> Result<Self> {
+        let (mut integers, mut scales) = (vec![0i8; outputs * inputs], vec![0.0; outputs]);
+        let blocks = integers.par_chunks_mut((PART * inputs).max(1)).zip(scales.par_chunks_mut(PART)).enumerate();
+        blocks.try_for_each_init(Vec::new, |scratch, (block, (integers, scales))| {
+            scratch.resize(integers.len(), 0.0);
+            rows(block * PART, scratch)?;
+            let each = integers.chunks_exact_mut(inputs).zip(scratch.chunks_exact(inputs)).zip(scales);
+            each.for_each(|((q, w), scale)| *scale = quantize_weights(w, q));
+            Ok::<(), Error>(())
+        })?;
+        Ok(Self::from_integers(&integers, scales, outputs, inputs))
     }
 
     /// Packs integers (N,K) in −127…127 and their scales (N).
@@ -77,7 +87,6 @@ impl Quantized {
     }
 
     /// One scale an output.
-    #[cfg(test)]
     pub(super) fn scales(&self) -> &[f32] {
         &self.scales
     }
@@ -107,12 +116,14 @@ impl Quantized {
         Ok(sums)
     }
 
-    /// `f(x · Wᵀ + bias)` for `x` (rows,K). A row with a value that is not finite becomes NaN.
-    pub(super) fn product(&self, x: &[f32], bias: Option<&[f32]>, activation: Option<Activation>) -> Result<Vec<f32>> {
+    /// `f(x · Wᵀ + bias + residual)` for `x` (rows,K). A row with a value that is not finite becomes NaN.
+    pub(super) fn product(&self, x: &[f32], epilogue: Epilogue<'_>) -> Result<Vec<f32>> {
+        let Epilogue { bias, residual, activation } = epilogue;
         let (outputs, inputs) = (self.outputs, self.inputs);
         let largest = if GemmExecutor::<u8, i8, i32>::default().may_saturate() { 127.0 } else { 255.0 };
         let mut y = Vec::with_capacity(x.len() / inputs.max(1) * outputs);
-        for block in x.chunks((ROWS * inputs).max(1)) {
+        for (index, block) in x.chunks((ROWS * inputs).max(1)).enumerate() {
+            let residual = residual.map(|residual| &residual[index * ROWS * outputs..]);
             let rows = block.len() / inputs;
             let (mut integers, mut scales) = (vec![0u8; rows * inputs], vec![RowScale::default(); rows]);
             let each = integers.par_chunks_mut(inputs).zip(block.par_chunks(inputs)).zip(scales.par_iter_mut());
@@ -124,11 +135,13 @@ impl Quantized {
                     let (sums, scale) = (&sums[row * outputs..][..outputs], scales[row]);
                     let Some(activation) = activation else {
                         scale_row(sums, &self.sums, &self.scales, (scale.scale, scale.zero), y);
-                        add_bias(y, bias);
+                        add_to(y, bias);
+                        add_to(y, residual.map(|residual| &residual[row * outputs..][..outputs]));
                         continue;
                     };
                     scale_row(sums, &self.sums, &self.scales, (scale.scale, scale.zero), &mut before);
-                    add_bias(&mut before, bias);
+                    add_to(&mut before, bias);
+                    add_to(&mut before, residual.map(|residual| &residual[row * outputs..][..outputs]));
                     activation::forward(activation, &before, y);
                 }
             });
@@ -141,9 +154,9 @@ impl Quantized {
     }
 }
 
-fn add_bias(y: &mut [f32], bias: Option<&[f32]>) {
-    if let Some(bias) = bias {
-        super::kernel::add_assign(y, bias);
+fn add_to(y: &mut [f32], x: Option<&[f32]>) {
+    if let Some(x) = x {
+        super::kernel::add_assign(y, x);
     }
 }
 
@@ -232,6 +245,7 @@ vectorised! {
 
 #[cfg(test)]
 mod tests {
+    use super::super::packed::copy_rows;
     use super::*;
 
     fn values(count: usize, seed: usize) -> Vec<f32> {
@@ -242,7 +256,7 @@ mod tests {
     fn integers_survive_packing_and_weights_are_within_half_a_step() -> Result<()> {
         for (outputs, inputs) in [(16, 16), (33, 70), (130, 300)] {
             let weight = values(outputs * inputs, 1);
-            let quantized = Quantized::new(&weight, outputs, inputs);
+            let quantized = Quantized::new(outputs, inputs, &copy_rows(&weight, inputs))?;
             let again = Quantized::from_integers(&quantized.integers()?, quantized.scales().to_vec(), outputs, inputs);
             assert_eq!(quantized.integers()?, again.integers()?);
             for (row, (found, exact)) in quantized.unpack()?.chunks(inputs).zip(weight.chunks(inputs)).enumerate() {
@@ -257,18 +271,18 @@ mod tests {
     fn products_are_those_of_the_rounded_numbers_even_where_every_product_is_the_largest() -> Result<()> {
         let (outputs, inputs) = (32, 128);
         let largest = vec![1.0; outputs * inputs];
-        let quantized = Quantized::new(&largest, outputs, inputs);
+        let quantized = Quantized::new(outputs, inputs, &copy_rows(&largest, inputs))?;
         let x = vec![1.0; 3 * inputs];
-        for y in quantized.product(&x, None, None)? {
+        for y in quantized.product(&x, Epilogue::default())? {
             assert!((y - inputs as f32).abs() < 1e-3, "{y}");
         }
         let weight = values(outputs * inputs, 5);
-        let quantized = Quantized::new(&weight, outputs, inputs);
+        let quantized = Quantized::new(outputs, inputs, &copy_rows(&weight, inputs))?;
         let rounded = quantized.unpack()?;
         for rows in [1, 5, 300] {
             let x = values(rows * inputs, 7);
             let bias = values(outputs, 9);
-            let y = quantized.product(&x, Some(&bias), None)?;
+            let y = quantized.product(&x, Epilogue { bias: Some(&bias), ..Epilogue::default() })?;
             assert_eq!(y.len(), rows * outputs);
             for (i, &y) in y.iter().enumerate() {
                 let (row, output) = (i / outputs, i % outputs);
@@ -283,12 +297,12 @@ mod tests {
 
     #[test]
     fn rows_without_extent_give_the_bias_and_rows_that_are_not_finite_nan() -> Result<()> {
-        let quantized = Quantized::new(&values(16 * 16, 1), 16, 16);
+        let quantized = Quantized::new(16, 16, &copy_rows(&values(16 * 16, 1), 16))?;
         let bias = values(16, 2);
         let mut x = vec![0.0; 48];
         x[16] = f32::NAN;
         x[40] = f32::INFINITY;
-        let y = quantized.product(&x, Some(&bias), None)?;
+        let y = quantized.product(&x, Epilogue { bias: Some(&bias), ..Epilogue::default() })?;
         assert_eq!(y[..16], bias);
         assert!(y[16..].iter().all(|y| y.is_nan()));
         Ok(())

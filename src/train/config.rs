@@ -2,10 +2,13 @@
 
 use super::any_optimizer::OptimizerConfig;
 use super::checkpoint::CheckpointConfig;
+use super::forward::Precision;
 use super::groups::GroupRule;
 use super::schedule::Schedule;
+use crate::data::Tolerance;
 use crate::image::Augment;
 use crate::loss::Loss;
+use crate::weights::Activations;
 use crate::{Error, Result};
 
 /// The recipe of a run. The default is the origin's for trained heads on frozen towers.
@@ -32,6 +35,10 @@ pub struct TrainConfig {
     /// Rows of one side whose activations are in memory at a time ([`cached_backward`](super::cached_backward)); `None` for the
     /// whole batch.
     pub micro_batch: Option<usize>,
+    /// What towers keep of a forward pass for the backward pass.
+    pub activations: Activations,
+    /// In which numbers the towers compute; parameters and optimiser keep their own type.
+    pub precision: Precision,
     /// Batches a step, whose gradients are averaged; each has a loss of its own.
     pub accumulate: usize,
     /// By what each block's rate is multiplied to give that of the block before it; 1 for the same rate.
@@ -48,7 +55,10 @@ pub struct TrainConfig {
     pub workers: usize,
     /// Random views of the training images.
     pub augment: Augment,
-    /// How many bytes of resized images are kept in memory between epochs.
+    /// How many training images may be unreadable: each is left out of its batches and listed in the report.
+    pub broken_images: Tolerance,
+    /// How many bytes of decoded (and, unless crops are resized, resized) images are kept in memory between epochs; the others are read
+    /// anew. More than the default pays off where a step is fast and the data set fits.
     pub image_cache_bytes: usize,
     /// When the evaluation split is evaluated.
     pub evaluation: Evaluation,
@@ -87,6 +97,8 @@ impl Default for TrainConfig {
             loss: Loss::default(),
             duplicates: Duplicates::default(),
             micro_batch: None,
+            activations: Activations::default(),
+            precision: Precision::default(),
             accumulate: 1,
             layer_decay: 1.0,
             groups: Vec::new(),
@@ -95,7 +107,8 @@ impl Default for TrainConfig {
             seed: 0,
             workers: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             augment: Augment::default(),
-            image_cache_bytes: 2 << 30,
+            broken_images: Tolerance::default(),
+            image_cache_bytes: 256 << 20,
             evaluation: Evaluation::EachEpoch,
         }
     }
@@ -149,6 +162,7 @@ impl TrainConfig {
         let shared = Self {
             workers: 1,
             image_cache_bytes: 0,
+            broken_images: Tolerance::NONE,
             evaluation: Evaluation::EachEpoch,
             checkpoints: None,
             ..self.clone()

@@ -83,7 +83,7 @@ impl Trainer<'_> {
     fn gradients(&self, batch: &Batch, train: &Split) -> Result<(GradStore, f64)> {
         let positives = self.positives(batch, train)?;
         let loss = |images: &Tensor, texts: &Tensor| self.loss(images, texts, positives.as_ref());
-        let model = self.model;
+        let model = &*self.model.for_step(self.config.precision)?;
         let rows = batch.captions.len();
         let Some(chunk) = self.config.micro_batch.filter(|&chunk| chunk < rows) else {
             let value = loss(&batch.images.features(model, 0..rows)?, &batch.texts.features(model, 0..rows)?)?;

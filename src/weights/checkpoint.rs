@@ -14,7 +14,7 @@ use safetensors::Dtype;
 use super::decode::Values;
 use super::folder::Folder;
 use super::layout::{Form, Layout, WeightsName};
-use super::tensor_file::TensorFile;
+use super::tensor_file::{Stored, TensorFile};
 use crate::{Error, Result};
 
 const WRAPPERS: [&str; 3] = ["module.", "model.", "_orig_mod."];
@@ -64,6 +64,21 @@ pub struct Checkpoint {
 struct Entry {
     file: usize,
     name: String,
+}
+
+/// Floats of a tensor that are not yet read.
+pub(super) struct Floats<'a> {
+    file: &'a TensorFile,
+    name: &'a str,
+    stored: Stored,
+}
+
+impl Floats<'_> {
+    /// Fills `out` from the `first` on.
+    pub(super) fn read(&self, first: usize, out: &mut [f32]) -> Result<()> {
+        let read = self.file.floats(&self.stored, first, out);
+        read.map_err(|error| Checkpoint::unreadable(self.file, self.name, &error))
+    }
 }
 
 impl Checkpoint {
@@ -205,18 +220,34 @@ impl Checkpoint {
             .ok_or_else(|| Error::file(&self.source, format!("has no tensor '{name}'")))
     }
 
-    /// The numbers of a tensor, or of the `index`-th of `count` equal parts of its first axis: no more than these are read.
-    pub(super) fn values(&self, name: &str, part: Option<(usize, usize)>, dtype: DType) -> Result<Values> {
+    /// The floats of a tensor, or of one of its equal parts, to be read some at a time; `None` where they have to be converted as
+    /// a whole.
+    pub(super) fn floats<'a>(&'a self, name: &'a str, part: Option<(usize, usize)>) -> Result<Option<Floats<'a>>> {
+        let (file, stored) = self.find(name)?;
+        let stored = part.map_or_else(|| stored.clone(), |(index, count)| stored.part(index, count));
+        Ok(TensorFile::has_floats(&stored).then_some(Floats { file, name, stored }))
+    }
+
+    pub(super) fn find(&self, name: &str) -> Result<(&TensorFile, &Stored)> {
         let missing = || Error::file(&self.source, format!("has no tensor '{name}'"));
         let entry = self.tensors.get(name).ok_or_else(missing)?;
         let file = &self.files[entry.file];
-        let stored = file.info(&entry.name).ok_or_else(missing)?;
+        Ok((file, file.info(&entry.name).ok_or_else(missing)?))
+    }
+
+    pub(super) fn unreadable(file: &TensorFile, name: &str, error: &dyn std::fmt::Display) -> Error {
+        Error::file(file.path(), format!("tensor '{name}' cannot be read: {error}"))
+    }
+
+    /// The numbers of a tensor, or of the `index`-th of `count` equal parts of its first axis: no more than these are read.
+    pub(super) fn values(&self, name: &str, part: Option<(usize, usize)>, dtype: DType) -> Result<Values> {
+        let (file, stored) = self.find(name)?;
         let part = part.map(|(index, count)| stored.part(index, count));
         file.values(part.as_ref().unwrap_or(stored), dtype)
-            .map_err(|e| Error::file(file.path(), format!("tensor '{}' cannot be read: {e}", entry.name)))?
+            .map_err(|error| Self::unreadable(file, name, &error))?
             .ok_or_else(|| {
                 let supported = "F32, F16, BF16, F64, I64, I32, I16, U32, U8, BOOL";
-                let context = format!("{}, tensor '{}'", file.path().display(), entry.name);
+                let context = format!("{}, tensor '{name}'", file.path().display());
                 Error::unsupported(context, "number type", stored.dtype.to_string(), supported)
             })
     }

@@ -8,10 +8,16 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
+use crate::ops::{bytes_of, from_little_endian, zeros};
+
 /// How many elements one thread reads at a time.
 const BLOCK: usize = 1 << 18;
+/// How many elements are read at a time that are converted then.
+const PART: usize = 1 << 15;
 /// How many half-precision numbers are widened at a time: they stay in the nearest cache.
-const HALVES: usize = 1 << 10;
+pub(super) const HALVES: usize = 1 << 10;
+/// From here on f16 rounds to infinity.
+const LARGEST_HALF: f32 = 65_520.0;
 
 /// Fills a buffer with the bytes from an offset of a file on.
 pub(super) type ReadAt<'a> = &'a (dyn Fn(&mut [u8], u64) -> std::io::Result<()> + Sync);
@@ -39,15 +45,15 @@ impl Values {
         stored: Dtype,
         wanted: DType,
     ) -> std::io::Result<Option<Self>> {
-        let to_f32 = wanted == DType::F32;
+        let to_f32 = wanted == DType::F32 || stored == Dtype::F32;
         Ok(Some(match stored {
-            Dtype::F32 => Self::F32(blocks(read, offset, count, |b, o| each(b, o, f32::from_le_bytes))?),
-            Dtype::F16 if to_f32 => Self::F32(blocks(read, offset, count, |b, o| widen(b, o, f16::from_le_bytes))?),
-            Dtype::BF16 if to_f32 => Self::F32(blocks(read, offset, count, |b, o| widen(b, o, bf16::from_le_bytes))?),
-            // Rounding to the nearest f32 is what is asked for.
-            #[allow(clippy::cast_possible_truncation)]
-            Dtype::F64 if to_f32 => {
-                Self::F32(blocks(read, offset, count, |b, o| each(b, o, |x| f64::from_le_bytes(x) as f32))?)
+            _ if to_f32 && is_float(stored) => {
+                let mut values = zeros(count);
+                let width = stored.bitsize() / 8;
+                values.par_chunks_mut(BLOCK).enumerate().try_for_each(|(block, out)| {
+                    read_floats(read, offset + (block * BLOCK * width) as u64, stored, out)
+                })?;
+                Self::F32(values)
             }
             Dtype::F16 => Self::F16(blocks(read, offset, count, |b, o| each(b, o, f16::from_le_bytes))?),
             Dtype::BF16 => Self::BF16(blocks(read, offset, count, |b, o| each(b, o, bf16::from_le_bytes))?),
@@ -59,6 +65,19 @@ impl Values {
             Dtype::I64 => Self::I64(blocks(read, offset, count, |b, o| each(b, o, i64::from_le_bytes))?),
             _ => return Ok(None),
         }))
+    }
+
+    /// Rounds f32 to what f16 can hold, unless some value is too large for that.
+    pub(super) fn round_to_half(&mut self) {
+        let Self::F32(values) = self else { return };
+        if !values.par_chunks(BLOCK).all(|block| block.iter().all(|value| value.abs() < LARGEST_HALF)) {
+            return;
+        }
+        values.par_chunks_mut(BLOCK).for_each(|block| {
+            for part in block.chunks_mut(HALVES) {
+                halves(part)[..part.len()].convert_to_f32_slice(part);
+            }
+        });
     }
 
     /// The elements of the axes `shape`, row-major, which lie `strides` elements apart in these. Every place that they name
@@ -89,6 +108,42 @@ impl Values {
             (other, _) => Var::from_tensor(&other.into_tensor(shape, dtype, device)?),
         }
     }
+}
+
+/// Whether [`read_floats`] reads this type.
+pub(super) fn is_float(stored: Dtype) -> bool {
+    matches!(stored, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)
+}
+
+/// Fills `out` with floats stored as `stored` from `offset` on; f32 without a copy between.
+pub(super) fn read_floats(read: ReadAt, mut offset: u64, stored: Dtype, out: &mut [f32]) -> std::io::Result<()> {
+    if stored == Dtype::F32 {
+        read(bytes_of(out), offset)?;
+        from_little_endian(out);
+        return Ok(());
+    }
+    let width = stored.bitsize() / 8;
+    let mut bytes = vec![0; width * PART.min(out.len())];
+    for part in out.chunks_mut(PART) {
+        let bytes = &mut bytes[..width * part.len()];
+        read(bytes, offset)?;
+        offset += bytes.len() as u64;
+        match stored {
+            Dtype::F16 => widen(bytes.as_chunks().0, part, f16::from_le_bytes),
+            Dtype::BF16 => widen(bytes.as_chunks().0, part, bf16::from_le_bytes),
+            // Rounding to the nearest f32 is what is asked for.
+            #[allow(clippy::cast_possible_truncation)]
+            _ => each(bytes.as_chunks().0, part, |x| f64::from_le_bytes(x) as f32),
+        }
+    }
+    Ok(())
+}
+
+/// The f16 nearest to each of at most [`HALVES`] numbers, and zeros after them.
+pub(super) fn halves(values: &[f32]) -> [f16; HALVES] {
+    let mut halves = [f16::ZERO; HALVES];
+    halves[..values.len()].convert_from_f32_slice(values);
+    halves
 }
 
 /// Reads `count` elements of `WIDTH` bytes each, block by block and in parallel.

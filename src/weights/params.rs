@@ -8,66 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var};
+use rayon::iter::Either;
+use rayon::prelude::*;
 
+use super::Activations;
+use super::param_source::{Adapter, Init, ParamSource};
 use crate::ops::{PackedWeight, Packing, Weight};
 use crate::{ErrorKind, Result};
-
-/// How a parameter starts when it is not read from a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub enum Init {
-    /// All the same value.
-    Const(f32),
-    /// Normal with mean 0.
-    Normal {
-        /// Standard deviation.
-        std: f32,
-    },
-    /// Uniform in `[-bound, bound]`.
-    Uniform {
-        /// The bound.
-        bound: f32,
-    },
-}
-
-impl Init {
-    /// All zeros.
-    pub const ZEROS: Init = Init::Const(0.0);
-    /// All ones.
-    pub const ONES: Init = Init::Const(1.0);
-}
-
-/// Where tensors come from, by full name.
-pub trait ParamSource: Send + Sync {
-    /// The tensor `name` of shape `shape`, or `Err(text)` if it is missing or of another shape; the text becomes one line of
-    /// the error that lists everything wrong with the checkpoint.
-    ///
-    /// # Errors
-    /// A sentence that begins with the name.
-    fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String>;
-
-    /// The matrix `name` of shape `shape`, where this source has it packed already.
-    fn packed(&self, name: &str, shape: &[usize]) -> Option<PackedWeight> {
-        let _ = (name, shape);
-        None
-    }
-
-    /// The low-rank adapter that the linear layer `module` has, where there is one: its matrices are then parameters too,
-    /// `module.lora_A.weight` and `module.lora_B.weight`.
-    fn adapter(&self, module: &str) -> Option<Adapter> {
-        let _ = module;
-        None
-    }
-}
-
-/// What is to be known of a linear layer's low-rank adapter besides its matrices.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Adapter {
-    /// Rank r of its matrices.
-    pub rank: usize,
-    /// By what its output is multiplied.
-    pub scale: f64,
-}
 
 /// The loading context: a source, a place in the tree of names, and the record of what was asked for.
 #[derive(Clone)]
@@ -83,6 +30,7 @@ struct Record {
     tensors: BTreeMap<String, Weight>,
     buffers: BTreeSet<String>,
     linears: BTreeSet<String>,
+    matrices: BTreeSet<String>,
     problems: Vec<String>,
 }
 
@@ -133,6 +81,7 @@ impl Params {
     /// As [`Params::get`].
     pub fn weight(&self, name: &str, shape: &[usize], init: Init) -> Result<Weight> {
         let full = self.full(name);
+        self.lock().matrices.insert(full.clone());
         let packed = match self.source.packed(&full, shape) {
             Some(packed) => packed,
             None => {
@@ -177,9 +126,19 @@ impl Params {
         Ok(Some((down, self.get("lora_B.weight", &[output, rank], Init::ZEROS)?, scale)))
     }
 
+    /// What blocks keep for a backward pass.
+    pub(crate) fn activations(&self) -> Activations {
+        self.source.activations()
+    }
+
     /// The places of all linear layers that were built.
     pub(crate) fn linears(&self) -> BTreeSet<String> {
         self.lock().linears.clone()
+    }
+
+    /// The names that [`Params::weight`] was asked for.
+    pub(crate) fn matrices(&self) -> BTreeSet<String> {
+        self.lock().matrices.clone()
     }
 
     /// Notes a problem that [`Params::finish`] is to report with the others, such as a tensor of the file that nobody asked for.
@@ -195,7 +154,7 @@ impl Params {
         let mut record = self.lock();
         if record.problems.is_empty() {
             let (tensors, buffers) = (std::mem::take(&mut record.tensors), std::mem::take(&mut record.buffers));
-            return Ok(Parameters { tensors, buffers, adapters: BTreeMap::new() });
+            return Ok(Parameters { tensors, buffers, ..Parameters::default() });
         }
         let problems = std::mem::take(&mut record.problems);
         Err(ErrorKind::Tensors { source_name: source_name.to_string(), problems }.into())
@@ -204,7 +163,7 @@ impl Params {
     /// Ends the building with what there is and what is wrong.
     pub(crate) fn finish_with_problems(&self) -> (Parameters, Vec<String>) {
         let record = std::mem::take(&mut *self.lock());
-        let parameters = Parameters { tensors: record.tensors, buffers: record.buffers, adapters: BTreeMap::new() };
+        let parameters = Parameters { tensors: record.tensors, buffers: record.buffers, ..Parameters::default() };
         (parameters, record.problems)
     }
 
@@ -224,6 +183,7 @@ pub struct Parameters {
     tensors: BTreeMap<String, Weight>,
     buffers: BTreeSet<String>,
     adapters: BTreeMap<String, Adapter>,
+    activations: Activations,
 }
 
 impl Parameters {
@@ -250,6 +210,31 @@ impl Parameters {
     pub fn trainable(&self) -> impl Iterator<Item = (&str, Var)> {
         // `from_tensor` of a tensor that is a variable is that variable and cannot fail.
         self.plain().filter(|(_, t)| t.is_variable()).filter_map(|(name, t)| Some((name, Var::from_tensor(t).ok()?)))
+    }
+
+    /// The same names with what `read` makes of name and shape, on all cores, the largest first; buffers are detached. All problems are
+    /// reported together.
+    pub(crate) fn read(
+        &self,
+        source_name: &str,
+        read: impl Fn(&str, &[usize]) -> Result<Weight> + Sync,
+    ) -> Result<Self> {
+        let mut names: Vec<(&String, &[usize])> = self.tensors.iter().map(|(name, w)| (name, w.dims())).collect();
+        names.sort_by_key(|(_, shape)| std::cmp::Reverse(shape.iter().product::<usize>()));
+        let read = |&(name, shape): &(&String, &[usize])| match read(name, shape) {
+            Ok(Weight::Plain(tensor)) if self.is_buffer(name) => Ok((name.clone(), Weight::Plain(tensor.detach()))),
+            Ok(weight) => Ok((name.clone(), weight)),
+            Err(error) => Err(format!("{name}: {error}")),
+        };
+        let (tensors, problems): (BTreeMap<_, _>, Vec<_>) =
+            names.par_iter().with_max_len(1).partition_map(|name| match read(name) {
+                Ok(read) => Either::Left(read),
+                Err(problem) => Either::Right(problem),
+            });
+        if problems.is_empty() {
+            return Ok(Self { tensors, ..self.clone() });
+        }
+        Err(ErrorKind::Tensors { source_name: source_name.to_string(), problems }.into())
     }
 
     /// How many numbers all parameters hold together.
@@ -284,6 +269,15 @@ impl Parameters {
             Ok((name.clone(), weight))
         };
         Ok(Self { tensors: self.tensors.iter().map(pick).collect::<Result<_>>()?, ..self.clone() })
+    }
+
+    /// The same parameters as `dtype`, buffers included, with the graph that leads back to the variables: their gradients are of the
+    /// variables' own type.
+    pub(crate) fn cast(&self, dtype: DType) -> Result<Self> {
+        let cast = |(name, weight): (&String, &Weight)| {
+            Ok((name.clone(), Weight::Plain(weight.to_tensor()?.to_dtype(dtype)?)))
+        };
+        Ok(Self { tensors: self.tensors.iter().map(cast).collect::<Result<_>>()?, ..self.clone() })
     }
 
     /// The same parameters seen without gradients: every tensor shares its storage with this one's.
@@ -322,7 +316,8 @@ impl Parameters {
         let tensors = self.tensors.iter().filter_map(|(name, tensor)| Some((rename(name)?, tensor.clone())));
         let buffers = self.buffers.iter().filter_map(|name| rename(name));
         let adapters = self.adapters.iter().filter_map(|(module, adapter)| Some((rename(module)?, *adapter)));
-        Self { tensors: tensors.collect(), buffers: buffers.collect(), adapters: adapters.collect() }
+        let (tensors, buffers, adapters) = (tensors.collect(), buffers.collect(), adapters.collect());
+        Self { tensors, buffers, adapters, activations: self.activations }
     }
 
     /// These and the other's parameters in one.
@@ -330,6 +325,12 @@ impl Parameters {
         self.tensors.extend(other.tensors);
         self.buffers.extend(other.buffers);
         self.adapters.extend(other.adapters);
+    }
+
+    /// The same parameters, of towers that keep this for a backward pass.
+    #[must_use]
+    pub fn with_activations(&self, activations: Activations) -> Self {
+        Self { activations, ..self.clone() }
     }
 
     /// The linear layers that have low-rank adapters.
@@ -404,74 +405,15 @@ impl ParamSource for Parameters {
     fn adapter(&self, module: &str) -> Option<Adapter> {
         self.adapters.get(module).copied()
     }
-}
 
-/// Fresh parameters from a seed. Each tensor depends on the seed and on its own name alone, so the order of building and
-/// the other tensors do not matter. All of them are trainable.
-pub struct RandomSource {
-    seed: u64,
-    dtype: DType,
-    device: Device,
-    frozen: bool,
-}
-
-impl RandomSource {
-    /// Parameters of type `dtype` on `device`, drawn from `seed`.
-    #[must_use]
-    pub fn new(seed: u64, dtype: DType, device: &Device) -> Self {
-        Self { seed, dtype, device: device.clone(), frozen: false }
-    }
-
-    /// The same numbers, none of them trainable.
-    #[must_use]
-    pub fn frozen(self) -> Self {
-        Self { frozen: true, ..self }
-    }
-}
-
-impl ParamSource for RandomSource {
-    fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String> {
-        const LARGEST: usize = 1 << 31;
-        let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
-        let Some(count) = count.filter(|&count| count <= LARGEST) else {
-            return Err(format!("{name}: shape {shape:?} is more than {LARGEST} numbers"));
-        };
-        let values = draw(init, crate::random::stream(self.seed, name), count);
-        Tensor::from_vec(values, shape, &Device::Cpu)
-            .and_then(|t| t.to_dtype(self.dtype)?.to_device(&self.device))
-            .and_then(|t| if self.frozen { Ok(t) } else { Ok(Var::from_tensor(&t)?.into_inner()) })
-            .map_err(|e| format!("{name}: {e}"))
-    }
-}
-
-fn draw(init: Init, mut rng: impl rand::Rng, count: usize) -> Vec<f32> {
-    let mut uniform = || rng.random::<f32>();
-    match init {
-        Init::Const(value) => vec![value; count],
-        Init::Uniform { bound } => (0..count).map(|_| (2.0 * uniform() - 1.0) * bound).collect(),
-        // Box–Muller; 1 - u keeps the logarithm finite.
-        Init::Normal { std } => (0..count)
-            .map(|_| std * (-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos())
-            .collect(),
-    }
-}
-
-/// A candle `VarBuilder` as a source: what it hands out (a `Var` of a `VarMap`, or a plain tensor) is used as it is.
-pub struct VarBuilderSource(pub candle_nn::VarBuilder<'static>);
-
-impl ParamSource for VarBuilderSource {
-    fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String> {
-        let hint = match init {
-            Init::Const(value) => candle_nn::Init::Const(f64::from(value)),
-            Init::Normal { std } => candle_nn::Init::Randn { mean: 0.0, stdev: f64::from(std) },
-            Init::Uniform { bound } => candle_nn::Init::Uniform { lo: -f64::from(bound), up: f64::from(bound) },
-        };
-        self.0.get_with_hints(shape, name, hint).map_err(|e| format!("{name}: {e}"))
+    fn activations(&self) -> Activations {
+        self.activations
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::RandomSource;
     use super::*;
 
     fn parameters() -> Result<Parameters> {

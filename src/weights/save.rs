@@ -9,9 +9,10 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 
+use super::entry::Entry;
 use super::layout::{Layout, OPEN_CLIP_WEIGHTS, OPTIONAL_FILES, WEIGHTS, WEIGHTS_INDEX};
 use crate::{Error, Result};
 
@@ -19,8 +20,6 @@ use crate::{Error, Result};
 const STAGING: &str = ".saving-";
 /// The files that make a folder a model folder.
 const CONFIGS: [&str; 2] = [Layout::HuggingFace.config_file(), Layout::OpenClip.config_file()];
-/// How many numbers are turned into bytes at a time.
-const BLOCK: usize = 1 << 16;
 
 /// Writes the file `path` so that it has either its old or all of its new contents, whatever happens.
 ///
@@ -62,23 +61,31 @@ pub fn save_safetensors<S: Into<String>, T: Borrow<Tensor>>(
     tensors: impl IntoIterator<Item = (S, T)>,
     metadata: &[(&str, &str)],
 ) -> Result<()> {
-    let path = path.as_ref();
+    let entries = tensors.into_iter().map(|(name, tensor)| (name.into(), Entry::of(tensor.borrow())));
+    save_entries(path.as_ref(), entries, metadata)
+}
+
+/// As [`save_safetensors`], of tensors and of integers.
+pub(super) fn save_entries(
+    path: &Path,
+    entries: impl IntoIterator<Item = (String, Entry)>,
+    metadata: &[(&str, &str)],
+) -> Result<()> {
     let mut sorted = BTreeMap::new();
-    for (name, tensor) in tensors {
-        let name = name.into();
+    for (name, entry) in entries {
         if name == "__metadata__" || sorted.contains_key(&name) {
             return Err(Error::file(path, format!("cannot be written: two tensors would be called '{name}'")));
         }
-        sorted.insert(name, tensor);
+        sorted.insert(name, entry);
     }
-    let mut sorted: Vec<(String, T)> = sorted.into_iter().collect();
+    let mut sorted: Vec<(String, Entry)> = sorted.into_iter().collect();
     // Stable, so names stay sorted; wide types first keeps every tensor aligned to its type.
-    sorted.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.borrow().dtype().size_in_bytes()));
+    sorted.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.width()));
     let header = header(path, &sorted, metadata)?;
     write_atomic(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        sorted.iter().try_for_each(|(_, tensor)| write_tensor(out, tensor.borrow()))
+        sorted.iter().try_for_each(|(_, entry)| entry.write(out))
     })
 }
 
@@ -220,81 +227,24 @@ fn list(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn header<T: Borrow<Tensor>>(path: &Path, tensors: &[(String, T)], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
+fn header(path: &Path, entries: &[(String, Entry)], metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
     let mut info = Map::from_iter([("format".to_string(), Value::from("pt"))]);
     info.extend(metadata.iter().map(|(key, value)| ((*key).to_string(), Value::from(*value))));
     let mut header = Map::from_iter([("__metadata__".to_string(), Value::Object(info))]);
     let mut start = 0;
-    for (name, tensor) in tensors {
-        let tensor = tensor.borrow();
-        let dtype = type_name(tensor.dtype()).ok_or_else(|| {
+    for (name, entry) in entries {
+        let dtype = entry.type_name().map_err(|found| {
             let context = format!("{}, tensor '{name}'", path.display());
-            Error::unsupported(
-                context,
-                "number type",
-                tensor.dtype().as_str(),
-                "f32, f16, bf16, f64, i64, i32, i16, u32, u8",
-            )
+            Error::unsupported(context, "number type", found, "f32, f16, bf16, f64, i64, i32, i16, u32, u8")
         })?;
-        let end = start + tensor.elem_count() * tensor.dtype().size_in_bytes();
-        let entry = json!({ "dtype": dtype, "shape": tensor.dims(), "data_offsets": [start, end] });
-        header.insert(name.clone(), entry);
+        let end = start + entry.dims().iter().product::<usize>() * entry.width();
+        let described = json!({ "dtype": dtype, "shape": entry.dims(), "data_offsets": [start, end] });
+        header.insert(name.clone(), described);
         start = end;
     }
     let mut bytes = Value::Object(header).to_string().into_bytes();
     bytes.resize(bytes.len().next_multiple_of(8), b' ');
     Ok(bytes)
-}
-
-fn type_name(dtype: DType) -> Option<&'static str> {
-    Some(match dtype {
-        DType::F32 => "F32",
-        DType::F16 => "F16",
-        DType::BF16 => "BF16",
-        DType::F64 => "F64",
-        DType::I64 => "I64",
-        DType::I32 => "I32",
-        DType::I16 => "I16",
-        DType::U32 => "U32",
-        DType::U8 => "U8",
-        _ => return None,
-    })
-}
-
-fn write_tensor(out: &mut dyn Write, tensor: &Tensor) -> io::Result<()> {
-    let tensor = tensor.to_device(&Device::Cpu).and_then(|t| t.contiguous()).map_err(io::Error::other)?;
-    let (storage, layout) = tensor.storage_and_layout();
-    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-        return Err(io::Error::other("a tensor did not come to the CPU"));
-    };
-    match storage {
-        CpuStorage::F32(v) => write_numbers(out, &v[start..end], f32::to_le_bytes),
-        CpuStorage::F16(v) => write_numbers(out, &v[start..end], half::f16::to_le_bytes),
-        CpuStorage::BF16(v) => write_numbers(out, &v[start..end], half::bf16::to_le_bytes),
-        CpuStorage::F64(v) => write_numbers(out, &v[start..end], f64::to_le_bytes),
-        CpuStorage::I64(v) => write_numbers(out, &v[start..end], i64::to_le_bytes),
-        CpuStorage::I32(v) => write_numbers(out, &v[start..end], i32::to_le_bytes),
-        CpuStorage::I16(v) => write_numbers(out, &v[start..end], i16::to_le_bytes),
-        CpuStorage::U32(v) => write_numbers(out, &v[start..end], u32::to_le_bytes),
-        CpuStorage::U8(v) => out.write_all(&v[start..end]),
-        _ => Err(io::Error::other("a number type that safetensors does not know")),
-    }
-}
-
-fn write_numbers<T: Copy, const WIDTH: usize>(
-    out: &mut dyn Write,
-    numbers: &[T],
-    to_bytes: impl Fn(T) -> [u8; WIDTH],
-) -> io::Result<()> {
-    let mut bytes = vec![0; BLOCK.min(numbers.len()) * WIDTH];
-    for block in numbers.chunks(BLOCK) {
-        let bytes = &mut bytes[..block.len() * WIDTH];
-        for (place, number) in bytes.as_chunks_mut().0.iter_mut().zip(block) {
-            *place = to_bytes(*number);
-        }
-        out.write_all(bytes)?;
-    }
-    Ok(())
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> Error {

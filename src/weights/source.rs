@@ -8,8 +8,10 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::checkpoint::Checkpoint;
 use super::names::{Renames, View, nearest};
-use super::params::{Adapter, Init, ParamSource, Parameters};
-use crate::ops::PackedWeight;
+use super::param_source::{Adapter, Init, ParamSource};
+use super::params::Parameters;
+use super::quantized::dequantized;
+use crate::ops::{PackedWeight, Packing, Weight};
 use crate::{Error, Result};
 
 /// Above this many tensors no similar name is looked for: it would take too long for a hint.
@@ -56,7 +58,8 @@ impl CheckpointSource {
     pub fn new(checkpoint: impl Into<Arc<Checkpoint>>, renames: &Renames) -> Self {
         let checkpoint = checkpoint.into();
         let (mut known, mut ours) = (Vec::<Known>::new(), BTreeMap::<_, Vec<(usize, View)>>::new());
-        for name in checkpoint.names() {
+        // The scales of quantised weights are read with them.
+        for name in checkpoint.names().filter(|name| !checkpoint.is_scales(name)) {
             let views = renames.views(name);
             if views.is_empty() {
                 continue;
@@ -198,9 +201,44 @@ impl CheckpointSource {
         if self.header_only {
             return Ok(Tensor::zeros((), self.dtype, &Device::Cpu)?.broadcast_as(shape)?);
         }
-        let part = if let View::Part { index, count } = view { Some((index, count)) } else { None };
-        let values = self.checkpoint.values(file_name, part, self.dtype)?;
-        let trainable = (self.trainable)(name);
+        self.tensor(file_name, view, shape, Kept { trainable: (self.trainable)(name), halves: false })
+    }
+
+    /// The tensor `name` for real, whatever [`header_only`](Self::header_only) says: a matrix that rows are multiplied with is
+    /// packed as it is read, piece by piece, where `packing` says so.
+    pub(crate) fn read(&self, name: &str, shape: &[usize], matrix: bool, packing: Packing) -> Result<Weight> {
+        let (file_name, view) = self.find(name).map_err(|problem| Error::file(self.checkpoint.source(), problem))?;
+        let packs = matrix && packing != Packing::None;
+        if packs && view != View::Transposed {
+            let packed = if self.checkpoint.is_quantized(file_name) && packing == Packing::Int8 {
+                let (integers, scales) = self.checkpoint.integers(file_name)?;
+                PackedWeight::from_integers(shape, &integers, scales)
+            } else if let Some(floats) = self.checkpoint.floats(file_name, view.part())? {
+                let inputs: usize = shape.iter().skip(1).product();
+                PackedWeight::read(shape, packing, &|first, rows| floats.read(first * inputs, rows))?
+            } else {
+                None
+            };
+            if let Some(packed) = packed {
+                return Ok(Weight::Packed(packed));
+            }
+        }
+        // Tables beside integers: as many bits as they have on the disk then.
+        let halves = packing == Packing::Int8 && !matrix && shape.len() > 1;
+        let tensor = self.tensor(file_name, view, shape, Kept { trainable: (self.trainable)(name), halves })?;
+        let packed = if packs { PackedWeight::pack(&tensor, packing)? } else { None };
+        Ok(packed.map_or(Weight::Plain(tensor), Weight::Packed))
+    }
+
+    fn tensor(&self, file_name: &str, view: View, shape: &[usize], kept: Kept) -> Result<Tensor> {
+        let Kept { trainable, halves } = kept;
+        let mut values = match self.checkpoint.is_quantized(file_name) {
+            true => dequantized(self.checkpoint.integers(file_name)?),
+            false => self.checkpoint.values(file_name, view.part(), self.dtype)?,
+        };
+        if halves {
+            values.round_to_half();
+        }
         if view != View::Transposed {
             return Ok(if trainable {
                 values.into_var(shape, self.dtype, &self.device)?.into_inner()
@@ -232,6 +270,16 @@ impl ParamSource for CheckpointSource {
             return Err(format!(
                 "{name}: expected shape {shape:?} from the configuration, found {found:?}{part} in {file}{spelled}"
             ));
+        }
+        if self.checkpoint.is_quantized(file_name) {
+            if let Some(problem) = self.checkpoint.scales_problem(file_name) {
+                return Err(format!("{name}: {problem}"));
+            }
+            if view != View::Whole {
+                return Err(format!(
+                    "{name}: is of 8-bit integers, which are read only where the file holds it as it is"
+                ));
+            }
         }
         self.load(name, file_name, view, shape).map_err(|e| format!("{name}: {e}"))
     }
@@ -278,7 +326,24 @@ pub(crate) fn as_stored(
     }
 }
 
+/// What becomes of a tensor that is read.
+#[derive(Clone, Copy)]
+struct Kept {
+    /// It is a variable.
+    trainable: bool,
+    /// Its numbers are rounded to f16.
+    halves: bool,
+}
+
 impl View {
+    /// Which part of how many it is.
+    fn part(self) -> Option<(usize, usize)> {
+        match self {
+            Self::Part { index, count } => Some((index, count)),
+            Self::Whole | Self::Transposed => None,
+        }
+    }
+
     /// The shape of what is seen of a tensor of shape `stored`; `None` where it cannot be seen so.
     fn shape(self, stored: &[usize]) -> Option<Vec<usize>> {
         let mut shape = stored.to_vec();
@@ -306,5 +371,9 @@ impl<S: ParamSource + ?Sized> ParamSource for Arc<S> {
 
     fn adapter(&self, module: &str) -> Option<Adapter> {
         (**self).adapter(module)
+    }
+
+    fn activations(&self) -> super::Activations {
+        (**self).activations()
     }
 }

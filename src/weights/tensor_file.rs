@@ -13,7 +13,7 @@ use candle_core::DType;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use super::decode::Values;
+use super::decode::{Values, is_float, read_floats};
 use crate::{Error, Result};
 
 /// The longest header that the format allows, in bytes.
@@ -97,6 +97,26 @@ impl TensorFile {
     /// Type, shape and place of a tensor.
     pub(super) fn info(&self, name: &str) -> Option<&Stored> {
         self.tensors.get(name)
+    }
+
+    /// Whether [`TensorFile::floats`] can read a tensor: floats in row-major order.
+    pub(super) fn has_floats(stored: &Stored) -> bool {
+        stored.strides.is_none() && is_float(stored.dtype)
+    }
+
+    /// Fills `out` with the floats of a tensor from the `first` on, which must be in it.
+    pub(super) fn floats(&self, stored: &Stored, first: usize, out: &mut [f32]) -> std::io::Result<()> {
+        let read = |bytes: &mut [u8], offset: u64| read_exact_at(&self.file, &self.path, bytes, offset);
+        read_floats(&read, stored.start + (first * stored.dtype.bitsize() / 8) as u64, stored.dtype, out)
+    }
+
+    /// The integers of a tensor of type I8.
+    pub(super) fn integers(&self, stored: &Stored) -> std::io::Result<Vec<i8>> {
+        let bytes = Stored { dtype: Dtype::U8, ..stored.clone() };
+        match self.values(&bytes, DType::U8)? {
+            Some(Values::U8(bytes)) => Ok(bytes.into_iter().map(u8::cast_signed).collect()),
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// The elements of a tensor in row-major order, or `None` for a number type without a conversion.
