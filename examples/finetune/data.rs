@@ -34,10 +34,6 @@ fn hold_out(args: &Args, all: Split) -> Outcome<(Split, Option<Split>)> {
         return Ok((all, None));
     }
     eprintln!("{file}: no column split, so one image in {HELD_OUT} is held out to be measured on");
-    let part = |test: bool| {
-        let chosen = (0..all.image_count()).filter(|i| (i % HELD_OUT == HELD_OUT - 1) == test);
-        let (images, captions) = chosen.map(|i| (all.images()[i].clone(), all.captions()[i].clone())).unzip();
-        Split::new(images, captions)
-    };
-    Ok((part(false)?, Some(part(true)?)))
+    let part = |test: bool| all.select((0..all.image_count()).filter(|i| (i % HELD_OUT == HELD_OUT - 1) == test));
+    Ok((part(false), Some(part(true))))
 }

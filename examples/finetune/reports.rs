@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use diptych::ClipModel;
 use diptych::data::Split;
-use diptych::image::{DecodeOptions, decode};
+use diptych::image::{DecodeOptions, ImageInput, decode};
 use diptych::report::{CardFile, Gallery, ModelCard, ReportPage, RunLog, shown_command};
 use diptych::retrieval::RetrievalReport;
 use diptych::train::{TrainConfig, TrainData};
@@ -97,7 +97,8 @@ impl Finished<'_> {
         let found = self.data.embeddings(self.model, self.config.workers, &mut |event| display.show(event))?;
         display.clear();
         let Some((images, captions)) = found else { return Ok(None) };
-        let read = |index: usize| decode(&self.folder.join(&test.images()[index]).into(), &DecodeOptions::default());
+        let sources = test.sources(self.folder);
+        let read = |index: usize| decode(&ImageInput::from(&sources[index]), &DecodeOptions::default());
         Ok(Some(Gallery::new(test, &images, &captions, SHOWN, read)?))
     }
 

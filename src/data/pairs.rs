@@ -184,7 +184,8 @@ impl Split {
 
 /// Checks that all of `images` are files under `folder`.
 pub(super) fn check_files<S: AsRef<str>>(folder: &Path, images: &[S]) -> Result<()> {
-    if !folder.is_dir() {
+    // The folder of a file named without one is empty, and means the one the program is in.
+    if !folder.as_os_str().is_empty() && !folder.is_dir() {
         return Err(crate::Error::file(folder, "is no folder; give the folder that holds the images"));
     }
     let missing: Vec<&str> = images.iter().map(AsRef::as_ref).filter(|i| !folder.join(i).is_file()).collect();
@@ -282,6 +283,15 @@ mod tests {
         let present = Split::new(names[..1].to_vec(), vec![vec![String::from("x")]]).unwrap();
         present.check_images(folder.path()).unwrap();
         assert!(present.check_images(folder.path().join("nowhere")).is_err());
+    }
+
+    #[test]
+    fn the_folder_of_a_bare_file_name_is_the_one_the_program_is_in() {
+        let folder = Path::new("captions.csv").parent().unwrap();
+        Split::new(vec![String::from("Cargo.toml")], vec![vec![String::from("x")]])
+            .unwrap()
+            .check_images(folder)
+            .unwrap();
     }
 
     #[test]
