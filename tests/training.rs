@@ -11,8 +11,9 @@ use diptych::image::ImageInput;
 use diptych::image::image_crate::{Rgb, RgbImage};
 use diptych::loss::ClipLoss;
 use diptych::train::{
-    Evaluation, Half, Optimizer, ParamGroup, Progress, Schedule, TrainConfig, Trainer, evaluate_retrieval,
+    Evaluation, Half, Optimizer, ParamGroup, Precision, Progress, Schedule, TrainConfig, Trainer, evaluate_retrieval,
 };
+use diptych::weights::Activations;
 use diptych::{ClipModel, ErrorKind, LogitScale};
 
 const COUNT: usize = 16;
@@ -167,6 +168,34 @@ fn a_run_repeats_whatever_the_threads_and_the_memory() {
     assert_eq!(first, run(3, 1 << 20, 0));
     assert_eq!(first, run(2, 1000, 0));
     assert_ne!(first, run(1, 0, 1));
+}
+
+#[test]
+fn a_run_that_recomputes_ends_with_the_same_weights() {
+    let setting = Setting::new();
+    let run = |activations| {
+        let model = model(|_| true);
+        let config = TrainConfig { activations, ..config(2) };
+        Trainer::new(&model, config).unwrap().fit(&setting.split, setting.path(), None, |_| {}).unwrap();
+        values(&model)
+    };
+    assert_eq!(run(Activations::Stored), run(Activations::Recomputed));
+}
+
+#[test]
+fn a_run_in_bf16_learns_and_leaves_f32_weights() {
+    let setting = Setting::new();
+    let run = |precision, micro_batch| {
+        let model = model(|_| true);
+        let config = TrainConfig { precision, micro_batch, ..config(15) };
+        let trainer = Trainer::new(&model, config).unwrap();
+        let loss = trainer.fit(&setting.split, setting.path(), None, |_| {}).unwrap().loss;
+        assert!(model.trainable().iter().all(|(_, var)| var.dtype() == diptych::candle::DType::F32));
+        (loss, values(&model))
+    };
+    let ((wide, in_f32), (short, in_bf16)) = (run(Precision::Parameters, None), run(Precision::Bf16, Some(3)));
+    assert!(short < 0.8 * (COUNT as f64 / 2.0).ln() && (short - wide).abs() < 0.3, "{wide} {short}");
+    assert_ne!(in_f32, in_bf16);
 }
 
 #[test]

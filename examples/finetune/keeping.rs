@@ -2,15 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use diptych::data::{LabelledImages, PairDataset, Split};
+use diptych::data::{LabelledImages, Split};
 use diptych::loss::{DistillLoss, Loss};
+use diptych::report::AlphaCurve;
 use diptych::train::{
-    Canary, EarlyStop, Leave, TeacherConfig, TeacherView, TrainConfig, Trainer, WiseFt, evaluate_retrieval,
+    Canary, EarlyStop, Leave, TeacherConfig, TeacherView, TrainConfig, TrainData, WiseFt, evaluate_retrieval,
 };
 use diptych::{ClipModel, Error};
 
 use crate::args::Args;
 use crate::common::Outcome;
+use crate::data::Rows;
+use crate::display::Display;
 
 /// Points the canary may lose in training where nothing else is said.
 const CANARY_LOSS: f64 = 5.0;
@@ -77,15 +80,15 @@ impl Keeping {
     }
 
     /// The rows by which it is decided when to stop and which model is saved: the split val, if there is one.
-    pub fn deciding_rows(&self, data: &Path) -> Outcome<Option<Split>> {
+    pub fn deciding_rows(&self, args: &Args) -> Outcome<Option<Split>> {
         if !(self.stops() || self.wise_ft) {
             return Ok(None);
         }
-        let data = PairDataset::from_csv(data)?;
+        let data = args.reading.options().open(&args.data)?;
         let val = data.split_names().iter().any(|name| name == "val");
         if !val {
             eprintln!(
-                "no split val, so the split test decides: what it says of the model in the end is a little too good"
+                "no split val, so the rows that are measured decide: what it says of the model in the end is a little too good"
             );
         }
         Ok(val.then(|| data.split("val")).transpose()?)
@@ -99,30 +102,42 @@ impl Keeping {
         Ok(Some(Canary::from_split(&data, &split, data.image_folder(self.canary_images.as_deref()))?))
     }
 
-    /// The trainer with a teacher, if there is one.
-    pub fn teach<'a>(&self, trainer: Trainer<'a>, args: &Args) -> Outcome<Trainer<'a>> {
-        let Some(name) = &self.teacher else { return Ok(trainer) };
+    /// The data with what a teacher makes of it, if there is one.
+    pub fn teach<'a>(
+        &self,
+        data: TrainData<'a>,
+        args: &Args,
+        config: &TrainConfig,
+        folder: &Path,
+        display: &mut Display,
+    ) -> Outcome<TrainData<'a>> {
+        let Some(name) = &self.teacher else { return Ok(data) };
         let teacher = args.machine.loader()?.trainable(false).clip(name)?;
         let view = if self.teacher_views { TeacherView::Same } else { TeacherView::Plain };
-        Ok(trainer.with_teacher(&teacher, TeacherConfig { view, cache: self.teacher_cache.clone() }))
+        let teaching = TeacherConfig { view, cache: self.teacher_cache.clone() };
+        Ok(data.with_teacher(&teacher, &teaching, config, folder, |event| display.show(event))?)
     }
 
     /// What the model is before training, if it is to be gone back to.
-    pub fn before(&self, model: &ClipModel) -> Outcome<Option<WiseFt>> {
+    pub fn before(&self, model: &ClipModel, rows: Rows<'_>) -> Outcome<Option<WiseFt>> {
+        if self.wise_ft && rows.measured.is_none() {
+            return Err("--wise-ft needs a split val or test to choose by".into());
+        }
         Ok(self.wise_ft.then(|| WiseFt::before(model)).transpose()?)
     }
 
-    /// The model between `before` and `after` that is to be saved.
+    /// The model between `before` and `after` that is to be saved, and what was measured between them.
     pub fn choose(
         &self,
         before: &WiseFt,
         after: &ClipModel,
-        rows: (&Split, &Path),
+        rows: Rows<'_>,
         canary: Option<&Canary>,
         workers: usize,
-    ) -> Outcome<ClipModel> {
+    ) -> Outcome<(ClipModel, Option<AlphaCurve>)> {
+        let Some(split) = rows.measured else { return Ok((after.clone(), None)) };
         let measure = |model: &ClipModel| -> Result<(f64, Option<f64>), Error> {
-            let target = evaluate_retrieval(model, rows.0, rows.1, workers, |_| {})?.mean_recall();
+            let target = evaluate_retrieval(model, split, rows.folder, workers, |_| {})?.mean_recall();
             let canary = canary.map(|canary| canary.measure(model, workers, |_| {})).transpose()?;
             Ok((target, canary.map(|report| report.top1)))
         };
@@ -133,6 +148,9 @@ impl Keeping {
         }
         let chosen = curve.choose(self.canary_loss.unwrap_or(WiseFt::CANARY_LOSS))?;
         eprintln!("the model at α = {:.1} is chosen", chosen.alpha);
-        Ok(before.at(after, chosen.alpha)?)
+        let names = ("mean recall".to_string(), "canary top-1".to_string());
+        let curve =
+            AlphaCurve { target: names.0, canary: names.1, points: curve.points, chosen: Some(chosen.alpha) };
+        Ok((before.at(after, chosen.alpha)?, Some(curve)))
     }
 }

@@ -5,8 +5,11 @@ mod build;
 #[path = "../common/mod.rs"]
 mod common;
 mod data;
+mod defaults;
 mod display;
 mod keeping;
+mod reading;
+mod reports;
 mod strategy;
 
 use std::process::ExitCode;
@@ -14,11 +17,14 @@ use std::process::ExitCode;
 use args::Args;
 use build::{build, freeze};
 use clap::Parser;
-use common::{Outcome, dtype, exit, say};
-use data::splits;
-use diptych::train::{TrainReport, Trainer, evaluate_retrieval};
+use common::{Outcome, dtype, exit, keep_freed_memory, say};
+use data::{Rows, splits};
+use diptych::report::RunLog;
+use diptych::retrieval::RetrievalReport;
+use diptych::train::{Progress, TrainConfig, TrainData, TrainReport, Trainer};
 use diptych::weights::check_save_target;
 use display::Display;
+use reports::Finished;
 use strategy::recipe;
 
 fn main() -> ExitCode {
@@ -26,49 +32,87 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Outcome<()> {
+    keep_freed_memory();
     let (train, test) = splits(args)?;
-    let folder = args.images.clone().or_else(|| args.data.parent().map(Into::into)).unwrap_or_default();
+    let folder = train.image_folder(args.images.as_deref());
     let save_dtype = dtype("--save-dtype", &args.save_dtype)?;
     if let Some(out) = &args.out {
         check_save_target(out)?;
     }
+    let keeping = &args.keeping;
+    let (canary, val) = (keeping.canary()?, keeping.deciding_rows(args)?);
+    let rows = Rows { measured: val.as_ref().or(test.as_ref()), shown: test.as_ref().or(val.as_ref()), folder: &folder };
     let model = freeze(args, build(args)?)?;
     let trained: usize = model.trainable().iter().map(|(_, var)| var.elem_count()).sum();
     eprintln!("{} parameters, {trained} of them trained", model.parameters().element_count());
-    let keeping = &args.keeping;
-    let (canary, deciding) = (keeping.canary()?, keeping.deciding_rows(&args.data)?);
-    let measured = deciding.as_ref().or(test.as_ref());
-    let before = keeping.before(&model)?;
-    if before.is_some() && measured.is_none() {
-        return Err("--wise-ft needs a split val or test to choose by".into());
+    let ends = keeping.before(&model, rows)?;
+    let config = recipe(args, &model, train.image_count());
+    eprintln!("{}", plan(&config, train.image_count()));
+    let mut trainer = Trainer::new(&model, config.clone())?;
+    if let Some(canary) = &canary {
+        trainer = trainer.with_canary(canary.clone());
     }
-    let mut trainer = keeping.teach(Trainer::new(&model, recipe(args, &model))?, args)?;
-    if let Some(canary) = canary.clone() {
-        trainer = trainer.with_canary(canary);
-    }
-    let mut display = Display::default();
-    let mut report = trainer.fit(&train, &folder, measured, |progress| display.show(progress))?;
+    let (mut log, mut display) = (args.reports.open()?, Display::default());
+    let data = TrainData::prepare(&model, &config, &train, &folder, rows.measured, |event| display.show(event))?;
+    let data = keeping.teach(data, args, &config, &folder, &mut display)?;
+    let measured = data.evaluate(&model, config.workers, &mut |event| display.show(event))?;
+    let before = if rows.other() { rows.evaluate(&model, config.workers)? } else { measured };
+    let mut report = fit(trainer, &data, measured, &mut log, &mut display)?;
     display.clear();
     if let Some(folder) = &args.strategy.lora_out {
         model.save_lora(folder, args.model.as_deref().unwrap_or_default())?;
         eprintln!("saved {}", folder.display());
     }
-    let workers = args.machine.workers();
-    let model = match (&before, measured) {
-        (Some(before), Some(rows)) => keeping.choose(before, &model, (rows, &folder), canary.as_ref(), workers)?,
-        _ => model,
+    let (model, curve) = match ends {
+        Some(ends) => keeping.choose(&ends, &model, rows, canary.as_ref(), config.workers)?,
+        None => (model.clone(), None),
     };
-    if let Some(test) = test.as_ref().filter(|_| before.is_some() || deciding.is_some()) {
-        report.evaluation = Some(evaluate_retrieval(&model, test, &folder, workers, |_| {})?);
+    if rows.other() || curve.is_some() {
+        report.evaluation = rows.evaluate(&model, config.workers)?;
     }
     if let Some(out) = &args.out {
         model.clone().merge_lora()?.save_pretrained_as(out, save_dtype)?;
         eprintln!("saved {}", out.display());
     }
-    print(args, &report)
+    let (model, data, train, after) = (&model, &data, &train, report.evaluation);
+    let finished = Finished { args, config: &config, model, data, train, rows, log: &log, before, after, curve };
+    finished.write(&mut display)?;
+    print(args, before, &report)?;
+    log.check()?;
+    Ok(())
 }
 
-fn print(args: &Args, report: &TrainReport) -> Outcome<()> {
+/// Trains, and tells of it; `before` is what the evaluation split says before the first step.
+fn fit(
+    trainer: Trainer<'_>,
+    data: &TrainData<'_>,
+    before: Option<RetrievalReport>,
+    log: &mut RunLog,
+    display: &mut Display,
+) -> Outcome<TrainReport> {
+    let mut tell = |event: &Progress| {
+        display.show(event);
+        log.observe(event);
+        if let Progress::Canary { report, .. } = event {
+            log.scalar("canary/top_1", report.top1);
+        }
+    };
+    if let Some(report) = before {
+        tell(&Progress::Evaluated { epoch: 0, report });
+    }
+    // A run that may stop early measures this once more.
+    let again = |event: &Progress| matches!(event, Progress::Evaluated { epoch: 0, .. });
+    Ok(trainer.fit_prepared(data, |event| if !again(event) { tell(event) })?)
+}
+
+/// The recipe in a line, for who did not choose it.
+fn plan(config: &TrainConfig, images: usize) -> String {
+    let TrainConfig { epochs, batch_size, lr, tower_lr, .. } = config;
+    let micro = config.micro_batch.map(|rows| format!(" ({rows} in memory at a time)")).unwrap_or_default();
+    format!("{images} images, {epochs} epochs, batches of {batch_size}{micro}, rate {lr:e}, of towers {tower_lr:e}")
+}
+
+fn print(args: &Args, before: Option<RetrievalReport>, report: &TrainReport) -> Outcome<()> {
     let rounded = |seconds: f64| (seconds * 10.0).round() / 10.0;
     let (prepare, seconds) = (rounded(report.prepare_seconds), rounded(report.seconds));
     if args.json {
@@ -76,13 +120,18 @@ fn print(args: &Args, report: &TrainReport) -> Outcome<()> {
             Some(found) => serde_json::to_value(found)?,
             None => serde_json::json!({ "images": 0, "captions": 0 }),
         };
+        if let Some(before) = before {
+            value["before"] = serde_json::to_value(before)?;
+        }
+        value["skipped"] = report.skipped.iter().map(ToString::to_string).collect::<Vec<_>>().into();
         value["prepare_seconds"] = prepare.into();
         value["seconds"] = seconds.into();
         return say(value);
     }
-    if let Some(found) = &report.evaluation {
+    for (when, found) in [("before", before), ("after", report.evaluation)] {
+        let Some(found) = found else { continue };
         for (name, r) in [("text→image", found.text_to_image), ("image→text", found.image_to_text)] {
-            say(format!("{name}: R@1 {:.1}  R@5 {:.1}  R@10 {:.1}", r.r1, r.r5, r.r10))?;
+            say(format!("{when:6} {name}: R@1 {:.1}  R@5 {:.1}  R@10 {:.1}", r.r1, r.r5, r.r10))?;
         }
     }
     say(format!(

@@ -7,12 +7,13 @@ use diptych::ClipModel;
 use diptych::adapt::LoraConfig;
 use diptych::loss::{ClipLoss, Loss, SigLipLoss};
 use diptych::train::{
-    CheckpointConfig, Duplicates, Evaluation, OptimizerConfig, Schedule, Selection, SgdConfig, TrainConfig,
+    CheckpointConfig, Duplicates, Evaluation, OptimizerConfig, Precision, Schedule, Selection, SgdConfig, TrainConfig,
 };
-use diptych::weights::Pattern;
+use diptych::weights::{Activations, Pattern};
 
 use crate::args::{Args, When};
 use crate::common::Outcome;
+use crate::defaults::Defaults;
 
 /// What is trained, by what loss, and how a long run is kept.
 #[derive(clap::Args)]
@@ -41,6 +42,12 @@ pub struct Strategy {
     /// Rows whose activations are in memory at a time; the gradients are the whole batch's [default: all]
     #[arg(long, value_name = "N")]
     pub micro_batch: Option<usize>,
+    /// Keep each block's input alone and run the block again for its gradients: less memory, the same gradients, more time
+    #[arg(long)]
+    recompute: bool,
+    /// The towers compute in bf16 on copies of the f32 parameters (for GPUs)
+    #[arg(long)]
+    bf16: bool,
     /// Batches a step, whose gradients are averaged
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub accumulate: usize,
@@ -103,6 +110,12 @@ impl Strategy {
         if self.sgd {
             config.optimizer = OptimizerConfig::Sgd(SgdConfig::default());
         }
+        if self.recompute {
+            config.activations = Activations::Recomputed;
+        }
+        if self.bf16 {
+            config.precision = Precision::Bf16;
+        }
         if self.duplicates_match {
             config.duplicates = Duplicates::Positives;
         }
@@ -130,28 +143,29 @@ impl Strategy {
     }
 }
 
-/// The recipe that the options make.
-pub fn recipe(args: &Args, model: &ClipModel) -> TrainConfig {
-    let both_frozen = model.text_encoder().is_frozen() && model.image_encoder().is_frozen();
-    let evaluation = match args.evaluate {
-        Some(When::Each) => Evaluation::EachEpoch,
-        Some(When::End) => Evaluation::AtEnd,
-        None if both_frozen => Evaluation::AtEnd,
-        None => Evaluation::EachEpoch,
-    };
+/// The recipe that the options make for `images` training images; what they do not say is chosen by what is trained.
+pub fn recipe(args: &Args, model: &ClipModel, images: usize) -> TrainConfig {
+    let chosen = Defaults::new(args, model, images);
+    let batch_size = args.batch_size.unwrap_or(chosen.batch_size);
+    let epochs = args.epochs.unwrap_or_else(|| chosen.epochs(images, batch_size));
+    let steps = epochs * (images / batch_size.max(1) / args.strategy.accumulate.max(1));
     let mut config = TrainConfig {
-        epochs: args.epochs,
-        batch_size: args.batch_size,
-        lr: args.lr,
-        tower_lr: args.tower_lr,
+        epochs,
+        batch_size,
+        lr: args.lr.unwrap_or(chosen.lr),
+        tower_lr: args.tower_lr.unwrap_or(chosen.tower_lr),
         weight_decay: args.weight_decay,
         seed: args.seed,
         augment: args.augment.unwrap_or_default(),
-        evaluation,
+        evaluation: if args.evaluate == Some(When::End) { Evaluation::AtEnd } else { Evaluation::EachEpoch },
+        broken_images: args.reading.tolerance(),
+        image_cache_bytes: args.reading.image_cache_bytes(),
         ..TrainConfig::default()
     };
-    config = args.keeping.apply(args.strategy.apply(args.warmup_steps, config));
-    config.optimizer = config.optimizer.with_clip_norm(args.clip_norm);
+    config = args.strategy.apply(args.warmup_steps.unwrap_or(steps.div_ceil(10)), config);
+    config = args.keeping.apply(config);
+    config.micro_batch = config.micro_batch.or_else(|| chosen.micro_batch(batch_size));
+    config.optimizer = config.optimizer.with_clip_norm(args.clip_norm.or(chosen.clip_norm));
     config.workers = args.machine.workers();
     config
 }

@@ -5,15 +5,18 @@
 //! (Touvron et al. 2021, arXiv 2103.17239). Post-norm (BERT): `ln₁(x + attn(x))`, then `ln₂(x + mlp(x))`. Residual norm
 //! (EVA-02's largest): `x + ln₁(attn(x))`, then `x + ln₂(mlp(x))`.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::ragged::{Ragged, Selection};
+use super::recompute::recompute;
 use super::{Attend, Attention, AttentionConfig, BlockExtra, LayerNorm, Mlp, MlpKind, Norm, QkvBias, Rope};
 use crate::Result;
 use crate::ops::{self, Activation, AttentionMask};
 use crate::towers::Collect;
-use crate::weights::{Init, Params};
+use crate::weights::{Activations, Init, Params};
 
 /// Where the two LayerNorms of a block stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +62,8 @@ pub struct BlockConfig {
 /// The stack of blocks, under the names `layers.0`, `layers.1`, ….
 #[derive(Debug, Clone)]
 pub struct Encoder {
-    blocks: Vec<Block>,
+    blocks: Vec<Arc<Block>>,
+    activations: Activations,
 }
 
 impl Encoder {
@@ -69,8 +73,8 @@ impl Encoder {
     /// When the source cannot make a tensor.
     pub fn new(params: &Params, config: &BlockConfig) -> Result<Self> {
         let layers = params.pp("layers");
-        let blocks = (0..config.num_hidden_layers).map(|i| Block::new(&layers.pp(i), config, i));
-        Ok(Self { blocks: blocks.collect::<Result<_>>()? })
+        let blocks = (0..config.num_hidden_layers).map(|i| Block::new(&layers.pp(i), config, i).map(Arc::new));
+        Ok(Self { blocks: blocks.collect::<Result<_>>()?, activations: params.activations() })
     }
 
     /// The last block's output, and the input of every block before it where `collect` asks for them. Every block looks at the
@@ -107,9 +111,20 @@ impl Encoder {
             if collect == Collect::HiddenStates {
                 inputs.push(x.clone());
             }
-            x = block.forward(&x, attend(i))?;
+            x = self.run(block, &x, attend(i))?;
         }
         Ok((x, inputs))
+    }
+
+    /// One block, whose intermediate results are kept or not.
+    fn run(&self, block: &Arc<Block>, x: &Tensor, attend: Attend<'_>) -> Result<Tensor> {
+        match self.activations {
+            Activations::Stored => block.forward(x, attend),
+            Activations::Recomputed => {
+                let (block, mask, rope) = (block.clone(), attend.mask.clone(), attend.rope.cloned());
+                recompute(x, move |x| block.forward(x, Attend { mask: &mask, rope: rope.as_ref() }))
+            }
+        }
     }
 
     /// [`Encoder::forward_each`] of what is no padding, for who reads nothing else: zeros where a row ends in padding.
@@ -125,7 +140,7 @@ impl Encoder {
         };
         let mut x = ragged.pack(x)?;
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, RaggedAttend::new(&ragged, attend(i))?.attend())?;
+            x = self.run(block, &x, RaggedAttend::new(&ragged, attend(i))?.attend())?;
         }
         ragged.unpack(&x)
     }
@@ -175,14 +190,14 @@ impl Encoder {
         let Some(ragged) = Ragged::of(x, attend.mask, Some(positions)) else {
             let mut x = x.clone();
             for block in before {
-                x = block.forward(&x, attend)?;
+                x = self.run(block, &x, attend)?;
             }
             let at = Selection { positions, ragged: None };
             return last.forward_selected(&x, Attend { mask: last_mask, rope: attend.rope }, at);
         };
         let (mut x, packed) = (ragged.pack(x)?, RaggedAttend::new(&ragged, attend)?);
         for block in before {
-            x = block.forward(&x, packed.attend())?;
+            x = self.run(block, &x, packed.attend())?;
         }
         let at = Selection { positions, ragged: Some(&ragged) };
         last.forward_selected(&x, Attend { mask: &ragged.mask_of_one()?, ..packed.attend() }, at)
@@ -255,14 +270,14 @@ impl Block {
 
     /// The first half: attention and the residual sum.
     fn attend(&self, x: &Tensor, attend: Attend<'_>) -> Result<Tensor> {
-        let attended = match self.norm {
-            NormPosition::Pre => {
-                let normed = self.first_norm(x)?;
-                self.attention.forward(&normed, &normed, attend)?
-            }
-            NormPosition::Post | NormPosition::Residual => self.attention.forward(x, x, attend)?,
-        };
-        self.add_attended(x, &attended)
+        let normed = if self.norm == NormPosition::Pre { self.first_norm(x)? } else { x.clone() };
+        // What stands between the attention and the sum cannot be in one pass with it.
+        let direct = self.attention_norm.is_none() && self.layer_scale1.is_none();
+        if direct && self.norm != NormPosition::Residual {
+            let sum = self.attention.forward_onto(&normed, &normed, attend, x)?;
+            return if self.norm == NormPosition::Post { self.first_norm(&sum) } else { Ok(sum) };
+        }
+        self.add_attended(x, &self.attention.forward(&normed, &normed, attend)?)
     }
 
     fn first_norm(&self, x: &Tensor) -> Result<Tensor> {
@@ -276,9 +291,7 @@ impl Block {
                 let normed = self.first_norm(x)?;
                 self.attention.forward_at(&at.of(&normed)?, &normed, attend, at)?
             }
-            NormPosition::Post | NormPosition::Residual => {
-                self.attention.forward_at(&selected, x, attend, at)?
-            }
+            NormPosition::Post | NormPosition::Residual => self.attention.forward_at(&selected, x, attend, at)?,
         };
         at.rows(&self.feed_forward(&self.add_attended(&selected, &attended)?)?)
     }
@@ -288,20 +301,22 @@ impl Block {
         let normed = self.attention_norm.as_ref().map(|norm| norm.forward(attended)).transpose()?;
         let attended = normed.as_ref().unwrap_or(attended);
         match self.norm {
-            NormPosition::Pre => Ok((x + scaled(attended, self.layer_scale1.as_ref())?)?),
-            NormPosition::Post => self.first_norm(&(x + attended)?),
-            NormPosition::Residual => Ok((x + scaled(&self.first_norm(attended)?, self.layer_scale1.as_ref())?)?),
+            NormPosition::Pre => ops::add(x, &scaled(attended, self.layer_scale1.as_ref())?),
+            NormPosition::Post => self.first_norm(&ops::add(x, attended)?),
+            NormPosition::Residual => ops::add(x, &scaled(&self.first_norm(attended)?, self.layer_scale1.as_ref())?),
         }
     }
 
     /// The second half: the MLP and the residual sum.
     fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
+        let scale = self.layer_scale2.as_ref();
         let inner = match self.norm {
+            NormPosition::Pre if scale.is_none() => return self.mlp.forward_onto(&self.layer_norm2.forward(x)?, x),
             NormPosition::Pre => self.mlp.forward(&self.layer_norm2.forward(x)?)?,
-            NormPosition::Post => return self.layer_norm2.forward(&(x + self.mlp.forward(x)?)?),
+            NormPosition::Post => return self.layer_norm2.forward(&self.mlp.forward_onto(x, x)?),
             NormPosition::Residual => self.layer_norm2.forward(&self.mlp.forward(x)?)?,
         };
-        Ok((x + scaled(&inner, self.layer_scale2.as_ref())?)?)
+        ops::add(x, &scaled(&inner, scale)?)
     }
 }
 

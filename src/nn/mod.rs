@@ -12,6 +12,7 @@ mod norm;
 mod patch_embed;
 mod position;
 mod ragged;
+mod recompute;
 mod relative_positions;
 mod rope;
 

@@ -7,8 +7,8 @@ use super::activation::{self, Activation, activate};
 use super::kernel::{Floats, add_assign, build_rows, build_rows_and_sum, is_native, tensor};
 use super::linear::{self, Operand, linear};
 use crate::Result;
-use candle_core::{CpuStorage, CustomOp3, Layout, Result as CandleResult, Shape, Tensor, bail};
-use std::sync::OnceLock;
+use candle_core::{CpuStorage, CustomOp3, Layout, Result as CandleResult, Shape, Storage, Tensor, bail};
+use std::sync::{Mutex, PoisonError};
 
 /// `f(x · weightᵀ + bias)`: the same as [`linear()`] and then [`activate`], in less time and memory.
 ///
@@ -22,7 +22,7 @@ pub fn linear_activate(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activ
     match bias {
         Some(bias) if is_native(&[x, weight, bias]) && x.elem_count() > 0 => {
             let tracked = [x, weight, bias].iter().any(|operand| operand.track_op());
-            let op = LinearActivate { activation, tracked, before: OnceLock::new() };
+            let op = LinearActivate { activation, tracked, before: Mutex::new(None) };
             Ok(x.contiguous()?.apply_op3(weight, &bias.contiguous()?, op)?)
         }
         _ => activate(&linear(x, weight, bias)?, activation),
@@ -32,8 +32,18 @@ pub fn linear_activate(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, activ
 struct LinearActivate {
     activation: Activation,
     tracked: bool,
-    /// h, kept for the backward pass if there will be one.
-    before: OnceLock<Vec<f32>>,
+    /// h, kept for the backward pass if there will be one, which takes it away: the graph lives until all gradients are there. A
+    /// second backward pass works it out again.
+    before: Mutex<Option<Vec<f32>>>,
+}
+
+/// h once more.
+fn again(x: &Tensor, w: &Tensor, b: &Tensor) -> CandleResult<Vec<f32>> {
+    let [(xs, lx), (ws, lw), (bs, lb)] = [x, w, b].map(Tensor::storage_and_layout);
+    match (&*xs, &*ws, &*bs) {
+        (Storage::Cpu(x), Storage::Cpu(w), Storage::Cpu(b)) => Ok(linear::forward((x, lx), (w, lw), Some((b, lb)))?.0),
+        _ => bail!("a CPU kernel needs CPU tensors"),
+    }
 }
 
 impl CustomOp3 for LinearActivate {
@@ -56,8 +66,7 @@ impl CustomOp3 for LinearActivate {
             activation::forward(self.activation, &before[first..first + y.len()], y);
         });
         if self.tracked {
-            // Only this call writes: an operation is applied once.
-            let _ = self.before.set(before);
+            *self.before.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
         }
         Ok((CpuStorage::F32(y), shape))
     }
@@ -70,7 +79,11 @@ impl CustomOp3 for LinearActivate {
         _: &Tensor,
         grad: &Tensor,
     ) -> CandleResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Some(before) = self.before.get() else { bail!("the backward pass of linear_activate has no forward pass") };
+        let kept = self.before.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let before = match kept {
+            Some(before) => before,
+            None => again(x, w, b)?,
+        };
         let grad = grad.contiguous()?;
         let grads = Floats::of(&grad)?;
         let size = b.elem_count();

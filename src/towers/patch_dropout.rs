@@ -2,8 +2,8 @@
 //! open_clip's `PatchDropout`). A step costs less, and little is lost; class tokens and registers are always kept.
 
 use candle_core::Tensor;
-use rand::Rng;
 
+use crate::random::below;
 use crate::{Error, Result};
 
 /// Which patches of each of B images are kept. They are drawn from a number an image, so that they do not depend on the batch,
@@ -28,8 +28,8 @@ impl PatchDropout {
 
     /// The same of some of the images.
     #[must_use]
-    pub(crate) fn rows(&self, rows: std::ops::Range<usize>) -> Self {
-        Self { keep: self.keep, draws: self.draws[rows].to_vec() }
+    pub(crate) fn rows(&self, rows: impl IntoIterator<Item = usize>) -> Self {
+        Self { keep: self.keep, draws: rows.into_iter().map(|row| self.draws[row]).collect() }
     }
 
     /// The patches of image `draw` that are kept, in order: of `count` the share rounded down, at least one.
@@ -38,7 +38,7 @@ impl PatchDropout {
         let keep = ((count as f64 * self.keep) as usize).clamp(1, count.max(1));
         let mut patches: Vec<usize> = (0..count).collect();
         for i in 0..keep.min(count) {
-            let other = rng.random_range(i as u64..count as u64) as usize;
+            let other = i + below(&mut rng, count - i);
             patches.swap(i, other);
         }
         patches.truncate(keep);

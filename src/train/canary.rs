@@ -1,13 +1,14 @@
 //! [`Canary`]: a zero-shot task that is watched while something else is learned, as miners watched a bird: when it does worse,
 //! the model is losing what it knew.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::Tensor;
 
 use super::pooled::pool_images;
 use super::progress::Progress;
 use crate::data::{LabelledImages, LabelledSplit};
+use crate::image::ImageSource;
 use crate::zero_shot::{Template, ZeroShotReport};
 use crate::{ClipModel, Embeddings, Error, Result};
 
@@ -16,7 +17,7 @@ use crate::{ClipModel, Embeddings, Error, Result};
 pub struct Canary {
     labels: Vec<String>,
     templates: Vec<Template>,
-    files: Vec<PathBuf>,
+    images: Vec<ImageSource>,
     targets: Vec<usize>,
 }
 
@@ -29,23 +30,23 @@ impl Canary {
     pub fn from_split(data: &LabelledImages, split: &LabelledSplit, folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         split.check_images(folder)?;
-        let files = split.images().iter().map(|image| folder.join(image)).collect();
-        Self::new(data.class_names(), files, split.classes().to_vec())
+        let images = split.images().iter().map(|image| ImageSource::File(folder.join(image))).collect();
+        Self::new(data.class_names(), images, split.classes().to_vec())
     }
 
-    /// Images `files` whose classes are the `targets` among `labels`.
+    /// `images` whose classes are the `targets` among `labels`.
     ///
     /// # Errors
     /// [`Argument`](crate::ErrorKind::Argument) if there is no image, or the numbers do not fit.
-    pub fn new(labels: Vec<String>, files: Vec<PathBuf>, targets: Vec<usize>) -> Result<Self> {
-        if files.is_empty() || files.len() != targets.len() {
-            let message = format!("{} images with {} classes; at least one is needed", files.len(), targets.len());
+    pub fn new(labels: Vec<String>, images: Vec<ImageSource>, targets: Vec<usize>) -> Result<Self> {
+        if images.is_empty() || images.len() != targets.len() {
+            let message = format!("{} images with {} classes; at least one is needed", images.len(), targets.len());
             return Err(Error::argument("canary", message));
         }
         if let Some(target) = targets.iter().find(|&&target| target >= labels.len()) {
             return Err(Error::argument("canary", format!("class {target} of {} labels", labels.len())));
         }
-        Ok(Self { labels, templates: Template::photo(), files, targets })
+        Ok(Self { labels, templates: Template::photo(), images, targets })
     }
 
     /// The same with other prompts, averaged a class.
@@ -74,7 +75,7 @@ impl Canary {
         workers: usize,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Tensor> {
-        pool_images(model, &self.files, workers, progress)
+        pool_images(model, &self.images, workers, progress)
     }
 
     pub(super) fn measure_pooled(&self, model: &ClipModel, pooled: &Tensor) -> Result<ZeroShotReport> {
@@ -85,7 +86,7 @@ impl Canary {
     /// What distinguishes this task from others.
     pub(super) fn key(&self) -> u64 {
         let lines =
-            self.files.iter().zip(&self.targets).map(|(file, target)| format!("{}\0{target}\n", file.display()));
+            self.images.iter().zip(&self.targets).map(|(image, target)| format!("{image}\0{target}\n"));
         let words = self.labels.iter().map(|label| format!("{label}\n"));
         let prompts = self.templates.iter().map(|template| format!("{template:?}\n"));
         crate::random::hash(lines.chain(words).chain(prompts).flat_map(String::into_bytes))
@@ -93,6 +94,6 @@ impl Canary {
 
     /// Numbers of images and classes.
     pub(super) fn sizes(&self) -> (usize, usize) {
-        (self.files.len(), self.labels.len())
+        (self.images.len(), self.labels.len())
     }
 }

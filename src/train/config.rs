@@ -2,12 +2,15 @@
 
 use super::any_optimizer::OptimizerConfig;
 use super::checkpoint::CheckpointConfig;
+use super::forward::Precision;
 use super::groups::GroupRule;
 use super::schedule::Schedule;
 use super::watch::EarlyStop;
+use crate::data::Tolerance;
 use crate::image::Augment;
 use crate::loss::Loss;
 use crate::towers::PatchDropout;
+use crate::weights::Activations;
 use crate::{Error, Result};
 
 /// The recipe of a run. The default is the origin's for trained heads on frozen towers.
@@ -34,6 +37,10 @@ pub struct TrainConfig {
     /// Rows of one side whose activations are in memory at a time ([`cached_backward`](super::cached_backward)); `None` for the
     /// whole batch.
     pub micro_batch: Option<usize>,
+    /// What towers keep of a forward pass for the backward pass.
+    pub activations: Activations,
+    /// In which numbers the towers compute; parameters and optimiser keep their own type.
+    pub precision: Precision,
     /// Batches a step, whose gradients are averaged; each has a loss of its own.
     pub accumulate: usize,
     /// By what each block's rate is multiplied to give that of the block before it; 1 for the same rate.
@@ -53,7 +60,10 @@ pub struct TrainConfig {
     /// The share of the patches that a trained image tower looks at in a step ([`PatchDropout`](crate::towers::PatchDropout)); 1 for
     /// all. Evaluation looks at all.
     pub patch_keep: f64,
-    /// How many bytes of resized images are kept in memory between epochs.
+    /// How many training images may be unreadable: each is left out of its batches and listed in the report.
+    pub broken_images: Tolerance,
+    /// How many bytes of decoded (and, unless crops are resized, resized) images are kept in memory between epochs; the others are read
+    /// anew. More than the default pays off where a step is fast and the data set fits.
     pub image_cache_bytes: usize,
     /// When the evaluation split is evaluated.
     pub evaluation: Evaluation,
@@ -94,6 +104,8 @@ impl Default for TrainConfig {
             loss: Loss::default(),
             duplicates: Duplicates::default(),
             micro_batch: None,
+            activations: Activations::default(),
+            precision: Precision::default(),
             accumulate: 1,
             layer_decay: 1.0,
             groups: Vec::new(),
@@ -103,7 +115,8 @@ impl Default for TrainConfig {
             workers: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             augment: Augment::default(),
             patch_keep: 1.0,
-            image_cache_bytes: 2 << 30,
+            broken_images: Tolerance::default(),
+            image_cache_bytes: 256 << 20,
             evaluation: Evaluation::EachEpoch,
             early_stop: None,
         }
@@ -160,6 +173,7 @@ impl TrainConfig {
         let shared = Self {
             workers: 1,
             image_cache_bytes: 0,
+            broken_images: Tolerance::NONE,
             evaluation: Evaluation::EachEpoch,
             checkpoints: None,
             ..self.clone()

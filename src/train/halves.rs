@@ -1,44 +1,80 @@
 //! Where a step's pooled outputs come from: kept from one pass over a frozen tower, or worked out anew from files and texts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use candle_core::Tensor;
 
+use super::broken::{readable, reason};
 use super::config::TrainConfig;
-use super::pooled::{pool_images, pool_texts, select};
+use super::pooled::{pool_images, pool_texts, pool_tolerated, select};
 use super::progress::Progress;
 use crate::data::{BatchLoader, LastBatch, LoaderConfig};
 use crate::image::image_crate::RgbImage;
-use crate::image::{Augment, ImageProcessor, ImageSize, PixelArray};
+use crate::image::{Augment, ImageProcessor, ImageSource, PixelArray};
 use crate::text::TokenBatch;
 use crate::towers::PatchDropout;
 use crate::{ClipModel, Error, Result, ops};
 
-/// Pooled outputs (N,E) of different inputs, and which row each input has.
+/// Pooled outputs (N,E) of different inputs, and which row each input has; none where it could not be read.
 pub(super) struct Kept {
     rows: Tensor,
-    train: Vec<u32>,
+    train: Vec<Option<u32>>,
     evaluation: Vec<u32>,
+    /// Training inputs without a row, and why.
+    broken: Vec<(usize, String)>,
 }
 
 impl Kept {
+    /// `pool` gives the rows of its inputs, and the inputs that have none, in their order.
     fn new<T: std::hash::Hash + Eq + Clone>(
         train: &[T],
         evaluation: &[T],
-        pool: impl FnOnce(&[T]) -> Result<Tensor>,
+        pool: impl FnOnce(&[T]) -> Result<(Tensor, Vec<(usize, Error)>)>,
     ) -> Result<Self> {
-        let (inputs, mut rows) = distinct(train.iter().chain(evaluation));
-        let evaluation = rows.split_off(train.len());
-        Ok(Self { rows: pool(&inputs)?, train: rows, evaluation })
+        let (inputs, mut places) = distinct(train.iter().chain(evaluation));
+        let evaluation = places.split_off(train.len());
+        let (rows, without) = pool(&inputs)?;
+        Self::of(rows, without, &places, &evaluation)
     }
 
-    /// The rows of these training inputs.
+    /// Takes rows that are there: of input `i` of those that `train` and `evaluation` count in, unless `without` names it, whose
+    /// order is the inputs'.
+    pub(super) fn of(
+        rows: Tensor,
+        mut without: Vec<(usize, Error)>,
+        train: &[u32],
+        evaluation: &[u32],
+    ) -> Result<Self> {
+        let find = |without: &[(usize, Error)], input: u32| without.binary_search_by_key(&(input as usize), |(i, _)| *i);
+        // What is measured must not depend on what can be read.
+        if let Some(at) = evaluation.iter().find_map(|&input| find(&without, input).ok()) {
+            return Err(without.swap_remove(at).1);
+        }
+        let row = |&input: &u32| find(&without, input).err().map(|before| input - before as u32);
+        let broken = train.iter().enumerate().filter_map(|(i, &input)| Some((i, find(&without, input).ok()?)));
+        let broken = broken.map(|(i, at)| (i, reason(&without[at].1))).collect();
+        let evaluation = evaluation.iter().filter_map(row).collect();
+        Ok(Self { rows, train: train.iter().map(row).collect(), evaluation, broken })
+    }
+
+    /// The rows of these training inputs, all of which have one.
     fn train(&self, indices: &[usize]) -> Result<Tensor> {
-        select(&self.rows, &indices.iter().map(|&i| self.train[i]).collect::<Vec<_>>())
+        select(&self.rows, &indices.iter().filter_map(|&i| self.train[i]).collect::<Vec<_>>())
+    }
+
+    /// Those of these training inputs that have a row, and their rows (inputs,E), if there are any.
+    pub(super) fn readable(&self, indices: &[usize]) -> Result<(Vec<usize>, Option<Tensor>)> {
+        let indices: Vec<usize> = indices.iter().copied().filter(|&i| self.train[i].is_some()).collect();
+        let rows = if indices.is_empty() { None } else { Some(self.train(&indices)?) };
+        Ok((indices, rows))
+    }
+
+    /// The training inputs without a row, and why.
+    pub(super) fn broken(&self) -> &[(usize, String)] {
+        &self.broken
     }
 
     /// The rows of all evaluation inputs.
@@ -75,7 +111,7 @@ pub(super) enum EpochImages<'a> {
     /// Rows to choose from.
     Kept(&'a Kept),
     /// Pixel values from the worker threads, and what decides which patches are dropped.
-    Loaded(BatchLoader<PixelArray>, Draws),
+    Loaded(BatchLoader<Result<PixelArray>>, Draws),
 }
 
 /// Which patches an epoch drops.
@@ -102,16 +138,20 @@ impl Images {
     pub(super) fn new(
         model: &ClipModel,
         config: &TrainConfig,
-        train: Vec<PathBuf>,
-        evaluation: &[PathBuf],
+        train: Vec<ImageSource>,
+        evaluation: &[ImageSource],
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Self> {
         let encoder = model.image_encoder();
+        config.augment.validate()?;
         if encoder.is_frozen() && config.augment == Augment::default() {
-            let pool = |files: &[PathBuf]| pool_images(model, files, config.workers, progress);
+            let total = train.len();
+            let pool = |images: &[ImageSource]| pool_tolerated(model, images, config, total, progress);
             return Ok(Self::Kept(Kept::new(&train, evaluation, pool)?));
         }
-        Ok(Self::Files(Arc::new(ResizedImages::new(encoder.processor().clone(), train, config.image_cache_bytes))))
+        let processor = encoder.processor().clone();
+        let images = ResizedImages::new(processor, config.augment, train, config.image_cache_bytes);
+        Ok(Self::Files(Arc::new(images)))
     }
 
     /// Starts an epoch that visits the images in `order`.
@@ -119,8 +159,8 @@ impl Images {
         match self {
             Self::Kept(kept) => Ok(EpochImages::Kept(kept)),
             Self::Files(images) => {
-                let (images, augment, seed) = (images.clone(), config.augment, config.seed);
-                let job = move |i| images.view(i, &augment, seed, epoch);
+                let (images, seed) = (images.clone(), config.seed);
+                let job = move |i| readable(images.view(i, seed, epoch));
                 let TrainConfig { batch_size, workers, patch_keep: keep, .. } = *config;
                 let config = LoaderConfig { batch_size, workers, prefetch: 2, last: LastBatch::Drop };
                 let draws = Draws { keep, seed, epoch };
@@ -129,31 +169,85 @@ impl Images {
         }
     }
 
-    /// The pooled outputs (N,E) of all evaluation images, whose files are `files`.
+    /// The training images that are known to be unreadable before the first step, and why.
+    pub(super) fn broken(&self) -> &[(usize, String)] {
+        match self {
+            Self::Kept(kept) => kept.broken(),
+            Self::Files(_) => &[],
+        }
+    }
+
+    /// The pooled outputs (N,E) of all evaluation images, which are `images`.
     pub(super) fn evaluation(
         &self,
         model: &ClipModel,
-        files: &[PathBuf],
+        images: &[ImageSource],
         workers: usize,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Tensor> {
         match self {
             Self::Kept(kept) => kept.evaluation(),
-            Self::Files(_) => pool_images(model, files, workers, progress),
+            Self::Files(_) => pool_images(model, images, workers, progress),
         }
     }
 }
 
+/// The next batch of an epoch.
+pub(super) struct NextImages {
+    /// The images that could be read, in order.
+    pub(super) indices: Vec<usize>,
+    /// What is known of them; `None` if there are none.
+    pub(super) images: Option<ImageBatch>,
+    /// The others, and why, unless they were known before.
+    pub(super) broken: Vec<(usize, String)>,
+}
+
+impl NextImages {
+    /// Without those that are not among `others`, which are of the same batch.
+    pub(super) fn only(self, others: &[usize]) -> Result<Self> {
+        let places = places(&self.indices, others);
+        if places.len() == self.indices.len() {
+            return Ok(self);
+        }
+        let indices = places.iter().map(|&place| self.indices[place]).collect();
+        let images = self.images.filter(|_| !places.is_empty()).map(|images| images.rows(&places)).transpose()?;
+        Ok(Self { indices, images, ..self })
+    }
+}
+
+/// Where in `all` those are that are among `some`.
+pub(super) fn places(all: &[usize], some: &[usize]) -> Vec<usize> {
+    let some: HashSet<usize> = some.iter().copied().collect();
+    all.iter().enumerate().filter(|(_, i)| some.contains(i)).map(|(place, _)| place).collect()
+}
+
 impl EpochImages<'_> {
     /// The images of the next batch, which `indices` are.
-    pub(super) fn next(&mut self, model: &ClipModel, indices: &[usize]) -> Result<ImageBatch> {
+    pub(super) fn next(&mut self, model: &ClipModel, indices: &[usize]) -> Result<NextImages> {
+        let mut broken = Vec::new();
         match self {
-            Self::Kept(kept) => kept.train(indices).map(ImageBatch::Pooled),
+            Self::Kept(kept) => {
+                let (indices, rows) = kept.readable(indices)?;
+                Ok(NextImages { indices, images: rows.map(ImageBatch::Pooled), broken })
+            }
             Self::Loaded(loader, draws) => {
                 let ended = || Error::argument("order", "the loader ended before the epoch");
-                let arrays = loader.next().ok_or_else(ended)??;
-                let pixel_values = PixelArray::stack(&arrays, model.image_encoder().device())?;
-                Ok(ImageBatch::Pixels(pixel_values, draws.of(model, indices)?))
+                let (mut good, mut arrays) = (Vec::with_capacity(indices.len()), Vec::with_capacity(indices.len()));
+                for (&i, image) in indices.iter().zip(loader.next().ok_or_else(ended)??) {
+                    match image {
+                        Ok(array) => {
+                            good.push(i);
+                            arrays.push(array);
+                        }
+                        Err(error) => broken.push((i, reason(&error))),
+                    }
+                }
+                if arrays.is_empty() {
+                    return Ok(NextImages { indices: good, images: None, broken });
+                }
+                let pixels = PixelArray::stack(&arrays, model.image_encoder().device())?;
+                let images = ImageBatch::Pixels(pixels, draws.of(model, &good)?);
+                Ok(NextImages { indices: good, images: Some(images), broken })
             }
         }
     }
@@ -168,7 +262,7 @@ pub(super) enum ImageBatch {
 }
 
 impl ImageBatch {
-    /// Features (rows,D) of some rows, with the graph of what is trained.
+    /// Features (rows,D) of some rows, with the graph of what is trained, in the projections' type.
     pub(super) fn features(&self, model: &ClipModel, rows: Range<usize>) -> Result<Tensor> {
         let part =
             |t: &Tensor| if rows.len() == t.dim(0)? { Ok(t.clone()) } else { t.narrow(0, rows.start, rows.len()) };
@@ -180,9 +274,21 @@ impl ImageBatch {
                     Some(dropout) => encoder.pooled_of_some(&pixels, &dropout.rows(rows))?,
                     None => encoder.pooled(&pixels)?,
                 };
-                model.project_image(&pooled)
+                model.project_image(&pooled.to_dtype(model.dtype())?)
             }
         }
+    }
+
+    /// Some of the images, in this order.
+    fn rows(&self, rows: &[usize]) -> Result<Self> {
+        let part = |t: &Tensor| select(t, &rows.iter().map(|&row| row as u32).collect::<Vec<_>>());
+        Ok(match self {
+            Self::Pooled(pooled) => Self::Pooled(part(pooled)?),
+            Self::Pixels(pixels, dropout) => {
+                let dropout = dropout.as_ref().map(|dropout| dropout.rows(rows.iter().copied()));
+                Self::Pixels(part(pixels)?, dropout)
+            }
+        })
     }
 
     /// Unit rows (B,D) of all, without a graph.
@@ -206,42 +312,39 @@ pub(super) enum TextBatch {
 impl TextBatch {
     /// Features (rows,D) of some rows, with the graph of what is trained.
     pub(super) fn features(&self, model: &ClipModel, rows: Range<usize>) -> Result<Tensor> {
-        match self {
-            Self::Pooled(pooled) if rows.len() == pooled.dim(0)? => model.project_text(pooled),
-            Self::Pooled(pooled) => model.project_text(&pooled.narrow(0, rows.start, rows.len())?),
-            Self::Tokens(tokens) if rows.len() == tokens.batch() => {
-                model.project_text(&model.text_encoder().pooled(tokens)?)
-            }
-            Self::Tokens(tokens) => {
-                let part = tokens.select(&rows.collect::<Vec<_>>())?;
-                model.project_text(&model.text_encoder().pooled(&part)?)
-            }
-        }
+        let tokens = match self {
+            Self::Pooled(pooled) => return model.project_text(&pooled.narrow(0, rows.start, rows.len())?),
+            Self::Tokens(tokens) => tokens,
+        };
+        let part = (rows.len() < tokens.batch()).then(|| tokens.select(&rows.collect::<Vec<_>>())).transpose()?;
+        let pooled = model.text_encoder().pooled(part.as_ref().unwrap_or(tokens))?;
+        model.project_text(&pooled.to_dtype(model.dtype())?)
     }
 }
 
-/// Training images after decoding and resizing: kept in memory as far as the budget goes, read again beyond it.
+/// Training images as far as they are the same every epoch: kept in memory as far as the budget goes, read again beyond it.
 pub(super) struct ResizedImages {
     processor: ImageProcessor,
-    files: Vec<PathBuf>,
+    augment: Augment,
+    sources: Vec<ImageSource>,
     kept: Vec<OnceLock<RgbImage>>,
     bytes: AtomicUsize,
     budget: usize,
 }
 
 impl ResizedImages {
-    pub(super) fn new(processor: ImageProcessor, files: Vec<PathBuf>, budget: usize) -> Self {
-        let kept = files.iter().map(|_| OnceLock::new()).collect();
-        Self { processor, files, kept, bytes: AtomicUsize::new(0), budget }
+    fn new(processor: ImageProcessor, augment: Augment, sources: Vec<ImageSource>, budget: usize) -> Self {
+        let kept = sources.iter().map(|_| OnceLock::new()).collect();
+        Self { processor, augment, sources, kept, bytes: AtomicUsize::new(0), budget }
     }
 
     /// The pixel values of image `i` in the view that it has in `epoch`.
-    fn view(&self, i: usize, augment: &Augment, seed: u64, epoch: usize) -> Result<PixelArray> {
+    fn view(&self, i: usize, seed: u64, epoch: usize) -> Result<PixelArray> {
         let read;
         let resized = match self.kept[i].get() {
             Some(resized) => resized,
             None => {
-                read = self.processor.resized(&self.files[i])?;
+                read = self.processor.augmentable(&self.sources[i], &self.augment)?;
                 let bytes = read.as_raw().len();
                 let room = |used: usize| used.checked_add(bytes).filter(|&used| used <= self.budget);
                 if self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok() {
@@ -251,8 +354,7 @@ impl ResizedImages {
             }
         };
         let mut rng = Augment::rng(seed, epoch as u64, i as u64);
-        let view = augment.view(ImageSize::of(resized), self.processor.config(), &mut rng)?;
-        Ok(self.processor.finish(resized, &view))
+        self.processor.augmented(resized, &self.augment, &mut rng)
     }
 }
 
@@ -282,7 +384,8 @@ impl Texts {
         let all: Vec<&str> = train.iter().flatten().map(String::as_str).collect();
         let first = train.iter().scan(0, |next, captions| Some(std::mem::replace(next, *next + captions.len())));
         let first = first.collect();
-        let kept = Kept::new(&all, evaluation, |texts| pool_texts(model, texts, progress))?;
+        let pool = |texts: &[&str]| Ok((pool_texts(model, texts, progress)?, Vec::new()));
+        let kept = Kept::new(&all, evaluation, pool)?;
         Ok(Self::Kept { kept, first })
     }
 

@@ -5,6 +5,8 @@
 //! |---|---|
 //! | another loss | [`TrainConfig::loss`], chosen by the table in [`loss`](crate::loss) |
 //! | batches larger than memory | [`TrainConfig::micro_batch`], the gradient cache ([`cached_backward`]) |
+//! | activations larger than memory | [`TrainConfig::activations`], which [`recomputes`](crate::weights::Activations) them |
+//! | bf16 towers under f32 parameters | [`TrainConfig::precision`] |
 //! | gradients of several batches a step | [`TrainConfig::accumulate`], [`GradientSum`] |
 //! | to train some parameters only | [`Selection`]: projections, a locked tower, the last N blocks, patterns |
 //! | to train few numbers | [`ClipModel::with_lora`](crate::ClipModel::with_lora) |
@@ -13,13 +15,17 @@
 //! | to learn from a larger model | [`Trainer::with_teacher`] and a [`DistillLoss`](crate::loss::DistillLoss) |
 //! | not to lose what the model knew | [`Trainer::with_canary`], [`TrainConfig::early_stop`], [`WiseFt`] |
 //! | to know what goes wrong without an error | [`Progress::Warning`] |
+//! | to train on data with broken files | [`TrainConfig::broken_images`], [`TrainReport::skipped`] |
 //! | to go on after a crash | [`TrainConfig::checkpoints`] |
 
 mod any_optimizer;
+mod batches;
+mod broken;
 mod canary;
 mod checkpoint;
 mod config;
 mod ema;
+mod forward;
 mod grad_cache;
 mod gradient_check;
 mod groups;
@@ -43,6 +49,7 @@ pub use canary::Canary;
 pub use checkpoint::CheckpointConfig;
 pub use config::{Duplicates, Evaluation, TrainConfig};
 pub use ema::Ema;
+pub use forward::Precision;
 pub use grad_cache::{CachedSide, GradientSum, cached_backward};
 pub use gradient_check::check_gradients;
 pub use groups::{GroupRule, SelectRule, Selection};

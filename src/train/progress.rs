@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::pitfalls::{Geometry, Warning};
+use crate::data::Skipped;
 use crate::retrieval::RetrievalReport;
 use crate::zero_shot::ZeroShotReport;
 
@@ -28,6 +29,8 @@ pub enum Progress {
         /// How many there are.
         total: usize,
     },
+    /// A training image could not be read and was left out, for the first time in this run.
+    Skipped(Skipped),
     /// An optimiser step was taken.
     Step(Step),
     /// The evaluation split was evaluated.
@@ -102,6 +105,8 @@ pub struct TrainReport {
     pub steps: usize,
     /// The mean loss of the last epoch.
     pub loss: f64,
+    /// The samples that were left out: rows when the data was read, then images in the order of the split.
+    pub skipped: Vec<Skipped>,
     /// What the weights that the run leaves come to, if there was something to evaluate.
     pub evaluation: Option<RetrievalReport>,
     /// The canary, if there was one.

@@ -109,7 +109,8 @@ impl Trainer<'_> {
         if self.config.loss.bounds_scale() && self.trainable.iter().any(|(name, _)| name == "logit_scale") {
             met.extend(saturated(outcome.logit_scale));
         }
-        if last {
+        // A batch of which one image is left has no geometry.
+        if last && outcome.embeds.0.dim(0)? > 1 {
             let geometry = Geometry::of(&outcome.embeds.0, &outcome.embeds.1)?;
             self.pitfalls.geometry = Some(geometry);
             met.extend(collapsed(geometry));
@@ -138,7 +139,7 @@ impl Trainer<'_> {
             let pairs = Pairs { logit_bias: bias.as_ref(), positives, teacher, ..Pairs::new(&images, &texts, &scale) };
             self.config.loss.of(&pairs)
         };
-        let model = self.model;
+        let model = &*self.model.for_step(self.config.precision)?;
         let rows = batch.captions.len();
         let Some(chunk) = self.config.micro_batch.filter(|&chunk| chunk < rows) else {
             let value = loss(&batch.images.features(model, 0..rows)?, &batch.texts.features(model, 0..rows)?)?;

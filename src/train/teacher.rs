@@ -3,18 +3,20 @@
 //!
 //! The teacher has its own image size and its own tokenizer, so it reads files and captions itself. Where it sees every image
 //! as it is ([`TeacherView::Plain`]) it runs once over all images and all different captions, (N,D′) and (M,D′), f32; a step
-//! then chooses rows. They can be kept in a file: a second run has its teacher for nothing.
+//! then chooses rows. They can be kept in a file: a second run has its teacher for nothing. An image that the teacher cannot read
+//! is left out of the batch like one that the model cannot.
 
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
+use super::broken::readable;
 use super::config::TrainConfig;
-use super::halves::{EpochImages, Images, distinct};
-use super::pooled::{embed_captions, embed_files, select};
+use super::halves::{EpochImages, Images, Kept, distinct, places};
+use super::pooled::{embed_captions, pool_images, pool_tolerated, select};
 use super::progress::Progress;
 use crate::data::Split;
-use crate::image::Augment;
+use crate::image::{Augment, ImageSource};
 use crate::loss::Teacher;
 use crate::weights::save_safetensors;
 use crate::{ClipModel, Embeddings, Error, Result};
@@ -55,11 +57,11 @@ pub(super) struct TeacherData {
 }
 
 enum TeacherImages {
-    Rows(Rows),
+    Rows(Kept),
     Views(Box<ClipModel>, Images),
 }
 
-/// Unit rows of different inputs, and which row each input has.
+/// Unit rows of different texts, and which row each text has.
 struct Rows {
     rows: Tensor,
     place: Vec<u32>,
@@ -71,6 +73,16 @@ impl Rows {
     }
 }
 
+/// What a teacher makes of a batch's images.
+pub(super) struct SeenImages {
+    /// The images that could be read, in order.
+    pub(super) indices: Vec<usize>,
+    /// Their unit rows, if there are any.
+    rows: Option<Tensor>,
+    /// The others, and why, unless they were known before.
+    pub(super) broken: Vec<(usize, String)>,
+}
+
 /// One epoch of a teacher.
 pub(super) struct TeacherEpoch<'t> {
     data: &'t TeacherData,
@@ -78,13 +90,13 @@ pub(super) struct TeacherEpoch<'t> {
 }
 
 impl TeacherData {
-    /// Runs `teacher` over the images `files` of `train` and its captions, or reads what it made of them before.
+    /// Runs `teacher` over the `images` of `train` and its captions, or reads what it made of them before.
     pub(super) fn new(
         teacher: &ClipModel,
         teaching: &TeacherConfig,
         config: &TrainConfig,
         train: &Split,
-        files: Vec<PathBuf>,
+        images: Vec<ImageSource>,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Self> {
         let teacher = teacher.clone().with_trainable(|_| false)?;
@@ -94,14 +106,23 @@ impl TeacherData {
         let logit_scale = teacher.logit_scale()?;
         if teaching.view == TeacherView::Same && config.augment != Augment::default() {
             let texts = Rows { rows: embed_captions(&teacher, &texts, progress)?.tensor()?, place: text_place };
-            let images = Images::new(&teacher, config, files, &[], progress)?;
+            let images = Images::new(&teacher, config, images, &[], progress)?;
             return Ok(Self { images: TeacherImages::Views(teacher.into(), images), texts, first, logit_scale });
         }
-        let (files, image_place) = distinct(&files);
-        let inputs = Inputs { files: &files, texts: &texts, workers: config.workers };
-        let (images, texts) = inputs.rows(&teacher, teaching.cache.as_deref(), progress)?;
-        let images = TeacherImages::Rows(Rows { rows: images.tensor()?, place: image_place });
+        let total = images.len();
+        let (images, image_place) = distinct(&images);
+        let inputs = Inputs { images: &images, total, texts: &texts, config };
+        let Made { images, without, texts } = inputs.rows(&teacher, teaching.cache.as_deref(), progress)?;
+        let images = TeacherImages::Rows(Kept::of(images.tensor()?, without, &image_place, &[])?);
         Ok(Self { images, texts: Rows { rows: texts.tensor()?, place: text_place }, first, logit_scale })
+    }
+
+    /// The training images that the teacher is known not to be able to read, and why.
+    pub(super) fn broken(&self) -> &[(usize, String)] {
+        match &self.images {
+            TeacherImages::Rows(kept) => kept.broken(),
+            TeacherImages::Views(_, images) => images.broken(),
+        }
     }
 
     /// Starts an epoch that visits the images in `order`.
@@ -115,79 +136,127 @@ impl TeacherData {
 }
 
 impl TeacherEpoch<'_> {
-    /// The teacher's rows of the next batch: pairs of an image's index and its caption's index.
-    pub(super) fn next(&mut self, pairs: &[(usize, usize)], device: &Device) -> Result<Teacher> {
-        let indices: Vec<usize> = pairs.iter().map(|&(image, _)| image).collect();
+    /// What the teacher makes of the next batch's images, which `indices` are.
+    pub(super) fn next(&mut self, indices: &[usize]) -> Result<SeenImages> {
+        match (&self.data.images, &mut self.views) {
+            (_, Some((teacher, views))) => {
+                let next = views.next(teacher, indices)?;
+                let rows = next.images.map(|images| images.embeds_detached(teacher)).transpose()?;
+                Ok(SeenImages { indices: next.indices, rows, broken: next.broken })
+            }
+            (TeacherImages::Rows(kept), None) => {
+                let (indices, rows) = kept.readable(indices)?;
+                Ok(SeenImages { indices, rows, broken: Vec::new() })
+            }
+            (TeacherImages::Views(..), None) => Err(Error::argument("teacher", "its epoch has no views")),
+        }
+    }
+
+    /// The teacher of `pairs`, which are an image's index and its caption's index; the images are some of `seen`, in its order.
+    pub(super) fn of(&self, seen: SeenImages, pairs: &[(usize, usize)], device: &Device) -> Result<Teacher> {
         let data = self.data;
-        let image_embeds = match (&data.images, &mut self.views) {
-            (_, Some((teacher, views))) => views.next(teacher, &indices)?.embeds_detached(teacher)?,
-            (TeacherImages::Rows(rows), None) => rows.of(indices.into_iter())?,
-            (TeacherImages::Views(..), None) => return Err(Error::argument("teacher", "its epoch has no views")),
-        };
+        let wanted: Vec<usize> = pairs.iter().map(|&(image, _)| image).collect();
+        let rows = places(&seen.indices, &wanted).into_iter().map(|row| row as u32).collect::<Vec<_>>();
+        let missing = || Error::argument("teacher", "it read no image of the batch");
+        let image_embeds = select(&seen.rows.ok_or_else(missing)?, &rows)?;
         let text_embeds = data.texts.of(pairs.iter().map(|&(image, caption)| data.first[image] + caption))?;
         let to = |rows: Tensor| rows.to_device(device);
         Ok(Teacher { image_embeds: to(image_embeds)?, text_embeds: to(text_embeds)?, logit_scale: data.logit_scale })
     }
 }
 
-/// What a teacher is run on.
+/// What a teacher is run on: different images, of which the training set has `total`, and different texts.
 struct Inputs<'i> {
-    files: &'i [PathBuf],
+    images: &'i [ImageSource],
+    total: usize,
     texts: &'i [&'i str],
-    workers: usize,
+    config: &'i TrainConfig,
+}
+
+/// What a teacher makes of its inputs: unit rows of the images that it can read, the others, and unit rows of the texts.
+struct Made {
+    images: Embeddings,
+    without: Vec<(usize, Error)>,
+    texts: Embeddings,
 }
 
 impl Inputs<'_> {
-    /// Unit rows of files and texts, from the file `cache` where they are in it, and kept there where they are not.
-    fn rows(
-        &self,
-        teacher: &ClipModel,
-        cache: Option<&Path>,
-        progress: &mut dyn FnMut(&Progress),
-    ) -> Result<(Embeddings, Embeddings)> {
+    /// Unit rows of images and texts, from the file `cache` where they are in it, and kept there where they are not.
+    fn rows(&self, teacher: &ClipModel, cache: Option<&Path>, progress: &mut dyn FnMut(&Progress)) -> Result<Made> {
         let key = self.key();
         if let Some(path) = cache.filter(|path| path.exists())
             && let Some(found) = self.read(teacher, path, key)?
         {
             return Ok(found);
         }
-        let images = embed_files(teacher, self.files, self.workers, progress)?;
+        let (pooled, without) = pool_tolerated(teacher, self.images, self.config, self.total, progress)?;
+        let images = Embeddings::from_features(&teacher.project_image(&pooled)?)?;
         let texts = embed_captions(teacher, self.texts, progress)?;
         if let Some(path) = cache {
             let key = Tensor::new(&[key], &Device::Cpu)?;
-            let tensors = [(IMAGES, images.tensor()?), (TEXTS, texts.tensor()?), (KEY, key)];
+            let mut tensors = vec![(IMAGES, images.tensor()?), (TEXTS, texts.tensor()?), (KEY, key)];
+            if !without.is_empty() {
+                let indices: Vec<i64> = without.iter().map(|(i, _)| *i as i64).collect();
+                tensors.push((WITHOUT, Tensor::new(indices, &Device::Cpu)?));
+            }
             save_safetensors(path, tensors, &[("diptych", "what a teacher makes of images and texts")])?;
         }
-        Ok((images, texts))
+        Ok(Made { images, without, texts })
     }
 
-    /// What distinguishes these inputs from others: names and lengths of the files, and the texts.
+    /// What distinguishes these inputs from others: the images' names, the lengths of those that are files, and the texts.
     fn key(&self) -> i64 {
-        let bytes = |file: &PathBuf| std::fs::metadata(file).map_or(0, |found| found.len());
-        let files = self.files.iter().map(|file| format!("{}\0{}\n", file.display(), bytes(file)));
-        let all = files.chain(self.texts.iter().map(|text| format!("{text}\n")));
+        let bytes = |image: &ImageSource| match image {
+            ImageSource::File(path) => std::fs::metadata(path).map_or(0, |found| found.len()),
+            ImageSource::Stored(..) => 0,
+        };
+        let images = self.images.iter().map(|image| format!("{image}\0{}\n", bytes(image)));
+        let all = images.chain(self.texts.iter().map(|text| format!("{text}\n")));
         crate::random::hash(all.flat_map(String::into_bytes)).cast_signed()
     }
 
     /// The rows of a file, if they are of these inputs and the teacher makes the same of the first ones.
-    fn read(&self, teacher: &ClipModel, path: &Path, key: i64) -> Result<Option<(Embeddings, Embeddings)>> {
+    fn read(&self, teacher: &ClipModel, path: &Path, key: i64) -> Result<Option<Made>> {
         let mut tensors = candle_core::safetensors::load(path, &Device::Cpu).map_err(|e| Error::file(path, e))?;
         let mut take = |name: &str| {
             let message = "is no file of a teacher's rows, and will not be written over; choose another name";
             tensors.remove(name).ok_or_else(|| Error::file(path, message))
         };
         let (images, texts, found) = (take(IMAGES)?, take(TEXTS)?, take(KEY)?);
+        let Some(without) = self.still_broken(teacher, tensors.remove(WITHOUT))? else { return Ok(None) };
         let shape = |t: &Tensor, count: usize| t.dtype() == DType::F32 && t.rank() == 2 && t.dims()[0] == count;
-        let fits = shape(&images, self.files.len()) && shape(&texts, self.texts.len());
+        let fits = shape(&images, self.images.len() - without.len()) && shape(&texts, self.texts.len());
         if !fits || found.dtype() != DType::I64 || found.flatten_all()?.to_vec1::<i64>()? != [key] {
             return Ok(None);
         }
-        let rows = (Embeddings::from_features(&images)?, Embeddings::from_features(&texts)?);
-        let (files, first) = (self.files.len().min(CHECKED_ROWS), self.texts.len().min(CHECKED_ROWS));
-        let ours = embed_files(teacher, &self.files[..files], 1, &mut |_| {})?;
-        let same =
-            agree(&ours, &rows.0) && agree(&embed_captions(teacher, &self.texts[..first], &mut |_| {})?, &rows.1);
-        Ok(same.then_some(rows))
+        let (images, texts) = (Embeddings::from_features(&images)?, Embeddings::from_features(&texts)?);
+        let has_row = |(i, _): &(usize, &ImageSource)| without.binary_search_by_key(i, |(broken, _)| *broken).is_err();
+        let first = self.images.iter().enumerate().filter(has_row).map(|(_, image)| image.clone());
+        let pooled = pool_images(teacher, &first.take(CHECKED_ROWS).collect::<Vec<_>>(), 1, &mut |_| {})?;
+        let ours = Embeddings::from_features(&teacher.project_image(&pooled)?)?;
+        let some_texts = &self.texts[..self.texts.len().min(CHECKED_ROWS)];
+        let same = agree(&ours, &images) && agree(&embed_captions(teacher, some_texts, &mut |_| {})?, &texts);
+        Ok(same.then_some(Made { images, without, texts }))
+    }
+
+    /// The images that have no row in a file, if they still cannot be read, and why.
+    fn still_broken(&self, teacher: &ClipModel, indices: Option<Tensor>) -> Result<Option<Vec<(usize, Error)>>> {
+        let indices = match indices {
+            Some(indices) if indices.dtype() == DType::I64 => indices.flatten_all()?.to_vec1::<i64>()?,
+            Some(_) => return Ok(None),
+            None => Vec::new(),
+        };
+        let mut without = Vec::with_capacity(indices.len());
+        for index in indices {
+            let index = usize::try_from(index).unwrap_or(usize::MAX);
+            let rises = without.last().is_none_or(|&(last, _)| last < index);
+            let Some(image) = self.images.get(index).filter(|_| rises) else { return Ok(None) };
+            match readable(teacher.image_encoder().processor().preprocess(image))? {
+                Ok(_) => return Ok(None),
+                Err(error) => without.push((index, error)),
+            }
+        }
+        Ok(Some(without))
     }
 }
 
@@ -195,6 +264,8 @@ impl Inputs<'_> {
 const IMAGES: &str = "image_embeds";
 const TEXTS: &str = "text_embeds";
 const KEY: &str = "key";
+/// The images that have no row, where there are any.
+const WITHOUT: &str = "without";
 
 /// Whether the rows of `some` are the first rows of `all`.
 fn agree(some: &Embeddings, all: &Embeddings) -> bool {

@@ -7,30 +7,35 @@
 //! pooled (B,E) → features (B,D) → logits (B,B) → loss → gradients → optimiser → clamped logit scale. A frozen tower that sees the same
 //! input every epoch runs once: then a step is a choice of rows and two projections.
 
-use std::path::{Path, PathBuf};
+use std::marker::PhantomData;
+use std::path::Path;
 use std::time::Instant;
 
 use candle_core::Var;
 
 use super::any_optimizer::Optimizer;
+use super::batches::EpochBatches;
+use super::broken::Broken;
 use super::checkpoint::{self, CheckpointConfig, Place, Tensors};
 use super::config::{Evaluation, TrainConfig};
 use super::ema::Ema;
 use super::groups::Rates;
 use super::halves::{Images, Texts};
 use super::pitfalls::Pitfalls;
-use super::pooled::{paths, recalls};
+use super::pooled::recalls;
 use super::progress::{Progress, Step, TrainReport};
-use super::step::Batch;
 use super::teacher::{TeacherConfig, TeacherData};
 use super::watch::Watch;
 use crate::data::{Sampler, Split};
+use crate::image::ImageSource;
 use crate::retrieval::RetrievalReport;
-use crate::{ClipModel, Error, Result};
+use crate::{ClipModel, Embeddings, Error, Result};
 
 /// Trains a model in place: its variables are the caller's.
 pub struct Trainer<'a> {
-    pub(super) model: &'a ClipModel,
+    /// A clone, on the caller's variables.
+    pub(super) model: ClipModel,
+    caller: PhantomData<&'a ClipModel>,
     pub(super) config: TrainConfig,
     pub(super) trainable: Vec<(String, Var)>,
     pub(super) optimizer: Optimizer,
@@ -41,17 +46,18 @@ pub struct Trainer<'a> {
     pub(super) taken: usize,
     /// The sum of the epoch's losses so far.
     loss_sum: f64,
+    pub(super) broken: Broken,
 }
 
 /// What a run works on: the training and evaluation splits, and the outputs of frozen towers that see the same input every epoch.
 pub struct TrainData<'s> {
     pub(super) train: &'s Split,
     evaluation: Option<&'s Split>,
-    images: Images,
-    texts: Texts,
-    test_files: Vec<PathBuf>,
+    pub(super) images: Images,
+    pub(super) texts: Texts,
+    test_images: Vec<ImageSource>,
     test_texts: Vec<&'s str>,
-    teacher: Option<TeacherData>,
+    pub(super) teacher: Option<TeacherData>,
     seconds: f64,
 }
 
@@ -72,16 +78,16 @@ impl<'s> TrainData<'s> {
         config.steps(train.image_count())?;
         let (started, folder) = (Instant::now(), folder.as_ref());
         [Some(train), evaluation].into_iter().flatten().try_for_each(|split| split.check_images(folder))?;
-        let test_files: Vec<PathBuf> = evaluation.map(|split| paths(folder, split.images())).unwrap_or_default();
+        let test_images = evaluation.map(|split| split.sources(folder)).unwrap_or_default();
         let test_texts = evaluation.map(|split| split.flat_captions().0).unwrap_or_default();
-        let train_files = paths(folder, train.images());
-        let images = Images::new(model, config, train_files, &test_files, &mut progress)?;
+        let images = Images::new(model, config, train.sources(folder), &test_images, &mut progress)?;
         let texts = Texts::new(model, train.captions(), &test_texts, &mut progress)?;
         let seconds = started.elapsed().as_secs_f64();
-        Ok(Self { train, evaluation, images, texts, test_files, test_texts, teacher: None, seconds })
+        Ok(Self { train, evaluation, images, texts, test_images, test_texts, teacher: None, seconds })
     }
 
-    /// The same data with what `teacher` makes of the training images, which lie under `folder`, and of their captions.
+    /// The same data with what `teacher` makes of the training images, which lie under `folder`, and of their captions. Images that it
+    /// cannot read are left out like those that the model cannot.
     ///
     /// # Errors
     /// [`File`](crate::ErrorKind::File) if [`TeacherConfig::cache`] names a file of something else or cannot be written, and any
@@ -94,8 +100,8 @@ impl<'s> TrainData<'s> {
         folder: impl AsRef<Path>,
         mut progress: impl FnMut(&Progress),
     ) -> Result<Self> {
-        let (started, files) = (Instant::now(), paths(folder.as_ref(), self.train.images()));
-        let teacher = TeacherData::new(teacher, teaching, config, self.train, files, &mut progress)?;
+        let (started, images) = (Instant::now(), self.train.sources(folder));
+        let teacher = TeacherData::new(teacher, teaching, config, self.train, images, &mut progress)?;
         Ok(Self { teacher: Some(teacher), seconds: self.seconds + started.elapsed().as_secs_f64(), ..self })
     }
 
@@ -104,17 +110,39 @@ impl<'s> TrainData<'s> {
         self.evaluation.is_some()
     }
 
-    /// Recall on the evaluation split, if there is one.
-    pub(super) fn evaluate(
+    /// Recall of `model` on the evaluation split, if there is one: before training, say.
+    ///
+    /// # Errors
+    /// When an image cannot be read; the error names it.
+    pub fn evaluate(
         &self,
         model: &ClipModel,
         workers: usize,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Option<RetrievalReport>> {
         let Some(split) = self.evaluation else { return Ok(None) };
-        let images = self.images.evaluation(model, &self.test_files, workers, progress)?;
+        let images = self.images.evaluation(model, &self.test_images, workers, progress)?;
         let texts = self.texts.evaluation(model, &self.test_texts, progress)?;
         recalls(model, split, &images, &texts).map(Some)
+    }
+
+    /// The embeddings of the evaluation split, if there is one: its images (N,D) and all their captions (M,D), in its order.
+    ///
+    /// # Errors
+    /// When an image cannot be read; the error names it.
+    pub fn embeddings(
+        &self,
+        model: &ClipModel,
+        workers: usize,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Option<(Embeddings, Embeddings)>> {
+        if self.evaluation.is_none() {
+            return Ok(None);
+        }
+        let images = self.images.evaluation(model, &self.test_images, workers, progress)?;
+        let texts = self.texts.evaluation(model, &self.test_texts, progress)?;
+        let images = Embeddings::from_features(&model.project_image(&images)?)?;
+        Ok(Some((images, Embeddings::from_features(&model.project_text(&texts)?)?)))
     }
 }
 
@@ -137,8 +165,23 @@ impl<'a> Trainer<'a> {
         };
         let optimizer = Optimizer::new(rates.groups(&trainable, &model.parameters())?, config.optimizer)?;
         let ema = config.ema.map(|decay| Ema::new(&trainable, decay)).transpose()?;
-        let (watch, pitfalls) = (Watch::default(), Pitfalls::default());
-        Ok(Self { model, config, trainable, optimizer, ema, teacher: None, watch, pitfalls, taken: 0, loss_sum: 0.0 })
+        let (broken, watch, pitfalls) =
+            (Broken::new(config.broken_images, 0), Watch::default(), Pitfalls::default());
+        let model = model.clone().with_activations(config.activations)?;
+        Ok(Self {
+            model,
+            caller: PhantomData,
+            config,
+            trainable,
+            optimizer,
+            ema,
+            teacher: None,
+            watch,
+            pitfalls,
+            taken: 0,
+            loss_sum: 0.0,
+            broken,
+        })
     }
 
     /// The same with a teacher for a loss that wants one ([`DistillLoss`](crate::loss::DistillLoss)); nothing of it is trained.
@@ -163,7 +206,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<TrainReport> {
         self.check_teacher(self.teacher.is_some())?;
         let folder = folder.as_ref();
-        let mut data = TrainData::prepare(self.model, &self.config, train, folder, evaluation, &mut progress)?;
+        let mut data = TrainData::prepare(&self.model, &self.config, train, folder, evaluation, &mut progress)?;
         if let Some((teacher, teaching)) = self.teacher.take() {
             data = data.with_teacher(&teacher, &teaching, &self.config, folder, &mut progress)?;
         }
@@ -179,9 +222,14 @@ impl<'a> Trainer<'a> {
         self.check_teacher(data.teacher.is_some())?;
         let images = data.train.image_count();
         let steps = self.config.steps(images)?;
-        if let Some(checkpoints) = self.config.checkpoints.clone() {
-            self.begin(&checkpoints)?;
-        }
+        self.broken = Broken::new(self.config.broken_images, images);
+        let found_before = match self.config.checkpoints.clone() {
+            Some(checkpoints) => self.begin(&checkpoints)?,
+            None => Vec::new(),
+        };
+        self.note_broken(&found_before, data, &mut progress)?;
+        self.note_broken(data.images.broken(), data, &mut progress)?;
+        self.note_broken(data.teacher.as_ref().map_or(&[][..], TeacherData::broken), data, &mut progress)?;
         let started = Instant::now();
         let (mut loss, mut found) = (f64::NAN, None);
         self.watch_start(data, &mut progress)?;
@@ -204,6 +252,7 @@ impl<'a> Trainer<'a> {
         Ok(TrainReport {
             steps: self.taken,
             loss,
+            skipped: data.train.skipped().iter().chain(self.broken.list()).cloned().collect(),
             evaluation: best.or(found),
             canary: self.watch.report(),
             best_epoch: self.watch.best_epoch(),
@@ -241,8 +290,9 @@ impl<'a> Trainer<'a> {
         order.truncate(per_epoch * pairs);
         let behind = self.taken - epoch * per_epoch;
         let rest = &order[behind * pairs..];
-        let mut loader = data.images.epoch(&self.config, epoch, rest)?;
-        let mut teacher = data.teacher.as_ref().map(|t| t.epoch(&self.config, epoch, rest)).transpose()?;
+        let images = data.images.epoch(&self.config, epoch, rest)?;
+        let teacher = data.teacher.as_ref().map(|t| t.epoch(&self.config, epoch, rest)).transpose()?;
+        let mut of_epoch = EpochBatches { epoch, sampler, images, teacher };
         let started = Instant::now();
         if behind == 0 {
             self.loss_sum = 0.0;
@@ -250,16 +300,11 @@ impl<'a> Trainer<'a> {
         for (done, chosen) in rest.chunks_exact(pairs).enumerate() {
             let mut batches = Vec::with_capacity(accumulate);
             for chosen in chosen.chunks_exact(self.config.batch_size) {
-                let caption = |&i: &usize| (i, sampler.caption(epoch, i, train.captions()[i].len()));
-                let captions: Vec<(usize, usize)> = chosen.iter().map(caption).collect();
-                let images = loader.next(self.model, chosen)?;
-                let texts = data.texts.batch(self.model, train.captions(), &captions)?;
-                let device = self.model.image_encoder().device();
-                let teacher = teacher.as_mut().map(|teacher| teacher.next(&captions, device)).transpose()?;
-                batches.push(Batch { images, texts, captions, teacher });
+                batches.push(self.next_batch(&mut of_epoch, chosen, data, progress)?);
             }
             let lr_factor = self.config.schedule.factor(self.taken, steps);
-            let outcome = self.model.install(|| self.step(&batches, train, lr_factor))?;
+            let model = self.model.clone();
+            let outcome = model.install(|| self.step(&batches, train, lr_factor))?;
             self.warn(epoch, &outcome, self.taken == (epoch + 1) * per_epoch, progress)?;
             if let Some(ema) = &mut self.ema {
                 ema.update(self.taken)?;
@@ -304,8 +349,9 @@ impl<'a> Trainer<'a> {
     }
 
     fn write(&self, config: &CheckpointConfig) -> Result<()> {
+        let broken = self.broken.reasons().map(|(i, reason)| (i, reason.to_string())).collect();
         let (loss_bits, recipe, seen) = (self.loss_sum.to_bits(), self.recipe(), self.watch.seen.clone());
-        let place = Place { step: self.taken, loss_bits, recipe, seen };
+        let place = Place { step: self.taken, loss_bits, broken, recipe, seen };
         let weights = self.trainable.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
         let ema = self.ema.iter().flat_map(Ema::tensors).map(|(name, t)| (name.to_string(), t.clone())).collect();
         let (optimizer, best) = (self.optimizer.state()?.into_iter().collect(), self.watch.best.clone());
@@ -313,16 +359,16 @@ impl<'a> Trainer<'a> {
         checkpoint::save(config, &place, &tensors)
     }
 
-    /// Goes on from the newest checkpoint, or sees to it that there is none.
-    fn begin(&mut self, config: &CheckpointConfig) -> Result<()> {
+    /// Goes on from the newest checkpoint, or sees to it that there is none; returns the images that could not be read until then.
+    fn begin(&mut self, config: &CheckpointConfig) -> Result<Vec<(usize, String)>> {
         if !config.resume {
             if checkpoint::list(&config.folder)?.is_empty() {
-                return Ok(());
+                return Ok(Vec::new());
             }
             let message = "holds checkpoints of another run; resume it, or choose another folder";
             return Err(Error::file(&config.folder, message));
         }
-        let Some((path, place, tensors)) = checkpoint::newest(&config.folder)? else { return Ok(()) };
+        let Some((path, place, tensors)) = checkpoint::newest(&config.folder)? else { return Ok(Vec::new()) };
         if place.recipe != self.recipe() {
             let message = format!("is of another recipe: {}; this run's is {}", place.recipe, self.recipe());
             return Err(Error::file(&path, message));
@@ -341,6 +387,6 @@ impl<'a> Trainer<'a> {
         }
         (self.watch.seen, self.watch.best) = (place.seen, tensors.best);
         (self.taken, self.loss_sum) = (place.step, f64::from_bits(place.loss_bits));
-        Ok(())
+        Ok(place.broken)
     }
 }

@@ -152,7 +152,7 @@ impl Trainer<'_> {
             self.watch.seen.canary = Some([report.top1.to_bits(), report.top5.to_bits()]);
         }
         if let Some(stop) = self.config.early_stop
-            && let Some(report) = data.evaluate(self.model, self.config.workers, progress)?
+            && let Some(report) = data.evaluate(&self.model, self.config.workers, progress)?
         {
             progress(&Progress::Evaluated { epoch: 0, report });
             self.note(0, &report, &stop)?;
@@ -183,7 +183,7 @@ impl Trainer<'_> {
         data: &TrainData<'_>,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Option<RetrievalReport>> {
-        let found = data.evaluate(self.model, self.config.workers, progress)?;
+        let found = data.evaluate(&self.model, self.config.workers, progress)?;
         if let Some(report) = found {
             progress(&Progress::Evaluated { epoch, report });
         }
@@ -209,9 +209,9 @@ impl Trainer<'_> {
         let Some(canary) = &self.watch.canary else { return Ok(None) };
         let pooled = match self.watch.pooled.clone() {
             Some(pooled) => pooled,
-            None => canary.pool(self.model, self.config.workers, progress)?,
+            None => canary.pool(&self.model, self.config.workers, progress)?,
         };
-        let report = canary.measure_pooled(self.model, &pooled)?;
+        let report = canary.measure_pooled(&self.model, &pooled)?;
         if self.model.image_encoder().is_frozen() {
             self.watch.pooled = Some(pooled);
         }
@@ -235,7 +235,7 @@ impl Trainer<'_> {
         }
         let epoch = self.watch.best_epoch().unwrap_or_default();
         self.watch.after = self.measure_canary(epoch, progress)?;
-        data.evaluate(self.model, self.config.workers, progress)
+        data.evaluate(&self.model, self.config.workers, progress)
     }
 }
 

@@ -4,6 +4,7 @@
 //! they are called in memory; [`CheckpointSource`] hands them to the layers, which ask for them through [`Params`]. Saving
 //! ([`save_folder`], [`save_safetensors`]) is complete or does not happen.
 
+mod activations;
 mod checkpoint;
 mod decode;
 mod entry;
@@ -18,6 +19,7 @@ mod hub_fetch;
 mod hub_http;
 mod layout;
 mod names;
+mod param_source;
 mod params;
 mod pattern;
 #[cfg(feature = "pickle")]
@@ -32,6 +34,7 @@ mod torch_file;
 #[cfg(feature = "pickle")]
 mod zip;
 
+pub use activations::Activations;
 pub use checkpoint::{Checkpoint, TensorDescription};
 pub use folder::Folder;
 pub(crate) use hub::resolve_tokenizer;
@@ -39,7 +42,8 @@ pub use hub::{Download, HubOptions, Progress, resolve};
 pub use layout::Layout;
 pub use names::Renames;
 pub(crate) use names::View;
-pub use params::{Adapter, Init, ParamSource, Parameters, Params};
+pub use param_source::{Adapter, Init, ParamSource};
+pub use params::{Parameters, Params};
 pub use pattern::Pattern;
 pub(crate) use quantized::save_quantized;
 pub use random::{RandomSource, VarBuilderSource};

@@ -11,65 +11,10 @@ use candle_core::{DType, Device, Tensor, Var};
 use rayon::iter::Either;
 use rayon::prelude::*;
 
+use super::Activations;
+use super::param_source::{Adapter, Init, ParamSource};
 use crate::ops::{PackedWeight, Packing, Weight};
 use crate::{ErrorKind, Result};
-
-/// How a parameter starts when it is not read from a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub enum Init {
-    /// All the same value.
-    Const(f32),
-    /// Normal with mean 0.
-    Normal {
-        /// Standard deviation.
-        std: f32,
-    },
-    /// Uniform in `[-bound, bound]`.
-    Uniform {
-        /// The bound.
-        bound: f32,
-    },
-}
-
-impl Init {
-    /// All zeros.
-    pub const ZEROS: Init = Init::Const(0.0);
-    /// All ones.
-    pub const ONES: Init = Init::Const(1.0);
-}
-
-/// Where tensors come from, by full name.
-pub trait ParamSource: Send + Sync {
-    /// The tensor `name` of shape `shape`, or `Err(text)` if it is missing or of another shape; the text becomes one line of
-    /// the error that lists everything wrong with the checkpoint.
-    ///
-    /// # Errors
-    /// A sentence that begins with the name.
-    fn get(&self, name: &str, shape: &[usize], init: Init) -> std::result::Result<Tensor, String>;
-
-    /// The matrix `name` of shape `shape`, where this source has it packed already.
-    fn packed(&self, name: &str, shape: &[usize]) -> Option<PackedWeight> {
-        let _ = (name, shape);
-        None
-    }
-
-    /// The low-rank adapter that the linear layer `module` has, where there is one: its matrices are then parameters too,
-    /// `module.lora_A.weight` and `module.lora_B.weight`.
-    fn adapter(&self, module: &str) -> Option<Adapter> {
-        let _ = module;
-        None
-    }
-}
-
-/// What is to be known of a linear layer's low-rank adapter besides its matrices.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Adapter {
-    /// Rank r of its matrices.
-    pub rank: usize,
-    /// By what its output is multiplied.
-    pub scale: f64,
-}
 
 /// The loading context: a source, a place in the tree of names, and the record of what was asked for.
 #[derive(Clone)]
@@ -181,6 +126,11 @@ impl Params {
         Ok(Some((down, self.get("lora_B.weight", &[output, rank], Init::ZEROS)?, scale)))
     }
 
+    /// What blocks keep for a backward pass.
+    pub(crate) fn activations(&self) -> Activations {
+        self.source.activations()
+    }
+
     /// The places of all linear layers that were built.
     pub(crate) fn linears(&self) -> BTreeSet<String> {
         self.lock().linears.clone()
@@ -204,7 +154,7 @@ impl Params {
         let mut record = self.lock();
         if record.problems.is_empty() {
             let (tensors, buffers) = (std::mem::take(&mut record.tensors), std::mem::take(&mut record.buffers));
-            return Ok(Parameters { tensors, buffers, adapters: BTreeMap::new() });
+            return Ok(Parameters { tensors, buffers, ..Parameters::default() });
         }
         let problems = std::mem::take(&mut record.problems);
         Err(ErrorKind::Tensors { source_name: source_name.to_string(), problems }.into())
@@ -213,7 +163,7 @@ impl Params {
     /// Ends the building with what there is and what is wrong.
     pub(crate) fn finish_with_problems(&self) -> (Parameters, Vec<String>) {
         let record = std::mem::take(&mut *self.lock());
-        let parameters = Parameters { tensors: record.tensors, buffers: record.buffers, adapters: BTreeMap::new() };
+        let parameters = Parameters { tensors: record.tensors, buffers: record.buffers, ..Parameters::default() };
         (parameters, record.problems)
     }
 
@@ -233,6 +183,7 @@ pub struct Parameters {
     tensors: BTreeMap<String, Weight>,
     buffers: BTreeSet<String>,
     adapters: BTreeMap<String, Adapter>,
+    activations: Activations,
 }
 
 impl Parameters {
@@ -332,6 +283,15 @@ impl Parameters {
         Ok(Self { tensors: self.tensors.iter().map(pick).collect::<Result<_>>()?, ..self.clone() })
     }
 
+    /// The same parameters as `dtype`, buffers included, with the graph that leads back to the variables: their gradients are of the
+    /// variables' own type.
+    pub(crate) fn cast(&self, dtype: DType) -> Result<Self> {
+        let cast = |(name, weight): (&String, &Weight)| {
+            Ok((name.clone(), Weight::Plain(weight.to_tensor()?.to_dtype(dtype)?)))
+        };
+        Ok(Self { tensors: self.tensors.iter().map(cast).collect::<Result<_>>()?, ..self.clone() })
+    }
+
     /// The same parameters seen without gradients: every tensor shares its storage with this one's.
     #[must_use]
     pub fn detached(&self) -> Self {
@@ -368,7 +328,8 @@ impl Parameters {
         let tensors = self.tensors.iter().filter_map(|(name, tensor)| Some((rename(name)?, tensor.clone())));
         let buffers = self.buffers.iter().filter_map(|name| rename(name));
         let adapters = self.adapters.iter().filter_map(|(module, adapter)| Some((rename(module)?, *adapter)));
-        Self { tensors: tensors.collect(), buffers: buffers.collect(), adapters: adapters.collect() }
+        let (tensors, buffers, adapters) = (tensors.collect(), buffers.collect(), adapters.collect());
+        Self { tensors, buffers, adapters, activations: self.activations }
     }
 
     /// These and the other's parameters in one.
@@ -376,6 +337,12 @@ impl Parameters {
         self.tensors.extend(other.tensors);
         self.buffers.extend(other.buffers);
         self.adapters.extend(other.adapters);
+    }
+
+    /// The same parameters, of towers that keep this for a backward pass.
+    #[must_use]
+    pub fn with_activations(&self, activations: Activations) -> Self {
+        Self { activations, ..self.clone() }
     }
 
     /// The linear layers that have low-rank adapters.
@@ -449,6 +416,10 @@ impl ParamSource for Parameters {
 
     fn adapter(&self, module: &str) -> Option<Adapter> {
         self.adapters.get(module).copied()
+    }
+
+    fn activations(&self) -> Activations {
+        self.activations
     }
 }
 

@@ -128,6 +128,34 @@ fn a_teacher_that_was_asked_before_is_not_asked_again() {
 }
 
 #[test]
+fn an_image_that_cannot_be_read_has_no_teacher_either() {
+    let setting = Setting::new();
+    std::fs::write(setting.path().join("3.png"), "no image").unwrap();
+    let cache = setting.path().join("rows.safetensors");
+    let run = |view, cache| {
+        let (model, mut skipped, mut asked) = (student(), 0, 0);
+        let augment = "flip".parse().unwrap();
+        let recipe = TrainConfig { batch_size: COUNT, augment, ..distilling(2) };
+        let trainer = Trainer::new(&model, recipe).unwrap();
+        let trainer = trainer.with_teacher(&teacher(), TeacherConfig { view, cache });
+        let listen = |p: &Progress| match p {
+            Progress::Skipped(_) => skipped += 1,
+            Progress::Pooling { half: Half::Image, .. } => asked += 1,
+            _ => {}
+        };
+        let report = trainer.fit(&setting.split, setting.path(), None, listen).unwrap();
+        assert_eq!((report.skipped.len(), report.skipped[0].name.as_str(), skipped), (1, "3.png", 1));
+        assert!(report.loss.is_finite() && report.geometry.is_some());
+        (values(&model), asked)
+    };
+    let (plain, asked) = run(TeacherView::Plain, None);
+    assert!(asked > 0);
+    assert!(run(TeacherView::Plain, Some(cache.clone())) == (plain.clone(), asked));
+    assert!(run(TeacherView::Plain, Some(cache.clone())) == (plain.clone(), 0));
+    assert!(run(TeacherView::Same, None).0 != plain);
+}
+
+#[test]
 fn a_teacher_may_see_the_views_that_its_student_sees() {
     let setting = Setting::new();
     let run = |view, workers| {

@@ -117,3 +117,19 @@ fn activations_are_read_and_written_under_their_configuration_names() {
     let error = Activation::from_name("mish", "tower/config.json").unwrap_err().to_string();
     assert!(error.contains("mish") && error.contains("tower/config.json") && error.contains("quick_gelu"), "{error}");
 }
+
+#[test]
+fn a_second_backward_pass_gives_the_same_gradients() {
+    let wave = |rows: usize, columns: usize| {
+        let values: Vec<f32> = (0..rows * columns).map(|i| (i as f32 * 0.7).sin()).collect();
+        Var::from_tensor(&Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()).unwrap()
+    };
+    let (x, weight) = (wave(5, 3), wave(4, 3));
+    let bias = Var::new(&[0.1f32, -0.2, 0.3, 0.0], &Device::Cpu).unwrap();
+    let y = ops::linear_activate(&x, &weight, Some(&bias), Activation::Gelu).unwrap().sqr().unwrap().sum_all().unwrap();
+    let [first, second] = [(); 2].map(|()| y.backward().unwrap());
+    for variable in [&x, &weight, &bias] {
+        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(flat(first.get(variable).unwrap()), flat(second.get(variable).unwrap()));
+    }
+}

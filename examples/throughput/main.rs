@@ -1,15 +1,18 @@
-//! How long embedding takes: a JSON line for each kind of input and batch size, as the scripts that time other programs write them.
+//! How long embedding and training take: a JSON line for each kind of input and batch size, as the scripts that time other programs
+//! write them.
 //!
-//! Times are medians after one warm-up. `load` runs first, in a process that has done nothing else.
+//! Times are medians after one warm-up. `load` and `train` are for processes that do nothing else: they tell the peak of memory.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod training;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use common::{Machine, Outcome, exit, lines, say};
+use common::{Machine, Outcome, exit, lines, peak_rss_mb, rounded, say};
 use diptych::candle::{Device, Tensor};
 use diptych::text::TokenBatch;
 use diptych::{ClipModel, Quantization, TextEncoder};
@@ -21,13 +24,14 @@ use diptych::{ClipModel, Quantization, TextEncoder};
 /// text77  the same texts padded to the model's length;
 /// files   image files to embedding, decoding included;
 /// memory  the process's peak of resident memory after embedding 1,000 image files and after 10,000 more;
-/// load    the folder to a model, with the process's peak of resident memory
+/// load    the folder to a model, with the process's peak of resident memory;
+/// train   whole training steps on random pixels and ids: forward, backward, AdamW; with the peak of resident memory
 #[derive(Parser)]
 struct Args {
     /// A folder, or an id on the hub
     #[arg(long, value_name = "DIR_OR_ID")]
     model: String,
-    /// What to time, of: image,text,text77,files,memory,load
+    /// What to time, of: image,text,text77,files,memory,load,train
     #[arg(long, value_delimiter = ',', default_value = "image,text")]
     what: Vec<String>,
     /// Batch sizes
@@ -49,6 +53,8 @@ struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    training: training::Options,
+    #[command(flatten)]
     machine: Machine,
 }
 
@@ -61,6 +67,11 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Outcome<()> {
+    if args.what == ["train"] {
+        let rounds = args.rounds.map_or(5, usize::from);
+        let loader = args.machine.loader()?;
+        return args.batch.iter().try_for_each(|&batch| args.training.run(&loader, &args.model, batch.into(), rounds));
+    }
     let loader = args.machine.loader()?.trainable(false);
     let loader = if args.dtype == "int8" { loader.quantize(Quantization::Int8) } else { loader };
     let start = Instant::now();
@@ -73,7 +84,10 @@ fn run(args: &Args) -> Outcome<()> {
             "text" | "text77" => texts(args, &model, what)?,
             "files" => files(args, &model)?,
             "memory" => memory(args, &model)?,
-            other => return Err(format!("--what {other}: expected image, text, text77, files, memory or load").into()),
+            other => {
+                let known = "image, text, text77, files, memory or load, or train alone";
+                return Err(format!("--what {other}: expected {known}").into());
+            }
         }
     }
     Ok(())
@@ -206,16 +220,4 @@ fn report(args: &Args, what: &str, batch: usize, items: usize, run: impl Fn(usiz
         }));
     }
     say(format!("{what:8} batch {batch:3}  {median:8.2} ms an item (best {best:.2})"))
-}
-
-fn rounded(ms: f64) -> f64 {
-    (ms * 100.0).round() / 100.0
-}
-
-/// The largest resident size that this process has had, where the system says so (Linux).
-fn peak_rss_mb() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some((kib / 1024.0).round())
 }
