@@ -27,18 +27,20 @@ impl Standardized {
         Ok(Self { rows: (centred / deviation)?, mean, deviation })
     }
 
-    /// The λ under which images that were not fitted are told apart best; of equal ones the largest.
+    /// The λ under which images that were not fitted are told apart best; of equal ones that with the least loss.
     pub(super) fn choose(&self, targets: &[usize], classes: usize, config: &ProbeConfig) -> Result<f64> {
         let (fitted, held) = split(targets, classes, config)?;
         let unseen = self.select(&held)?;
+        let held_targets: Vec<usize> = held.iter().map(|&i| targets[i]).collect();
         let width = unseen.dim(1)?;
-        let mut tried: Vec<(f64, usize)> = Vec::new();
+        let mut tried = Vec::new();
         let mut start: Option<Vec<f64>> = None;
-        let mut attempt = |l2: f64, tried: &mut Vec<(f64, usize)>| -> Result<()> {
+        let mut attempt = |l2: f64, tried: &mut Vec<Tried>| -> Result<()> {
             let layer = self.fit(&fitted, targets, classes, l2, config.max_iterations, start.take())?;
             let (weight, bias) = tensors(&layer, classes, width)?;
             let logits = unseen.matmul(&weight.t()?)?.broadcast_add(&bias)?.to_vec2::<f32>()?;
-            tried.push((l2, hits(&logits, held.iter().map(|&i| targets[i]), 1)));
+            let hits = hits(&logits, held_targets.iter().copied(), 1);
+            tried.push(Tried { l2, hits, loss: loss(&unseen, &held_targets, classes, 0.0, &layer)?.0 });
             start = Some(layer);
             Ok(())
         };
@@ -47,11 +49,10 @@ impl Standardized {
         strengths.sort_by(|a, b| b.total_cmp(a));
         strengths.dedup();
         strengths.iter().try_for_each(|&l2| attempt(l2, &mut tried))?;
-        let best = strongest(&tried);
-        let beside: Vec<f64> =
-            strengths.windows(2).filter(|pair| pair.contains(&best)).map(|p| (p[0] * p[1]).sqrt()).collect();
-        beside.into_iter().try_for_each(|l2| attempt(l2, &mut tried))?;
-        Ok(strongest(&tried))
+        let decade = best(&tried);
+        let beside = strengths.windows(2).filter(|pair| pair.contains(&decade)).map(|p| (p[0] * p[1]).sqrt());
+        beside.collect::<Vec<f64>>().into_iter().try_for_each(|l2| attempt(l2, &mut tried))?;
+        Ok(best(&tried))
     }
 
     fn select(&self, indices: &[usize]) -> Result<Tensor> {
@@ -138,12 +139,17 @@ fn split(targets: &[usize], classes: usize, config: &ProbeConfig) -> Result<(Vec
     Ok((fitted, held))
 }
 
-/// The λ with the most hits; of equal ones the largest.
-fn strongest(tried: &[(f64, usize)]) -> f64 {
-    let better = |best: (f64, usize), next: &(f64, usize)| {
-        if next.1 > best.1 || (next.1 == best.1 && next.0 > best.0) { *next } else { best }
-    };
-    tried.iter().fold((f64::NAN, 0), |best, next| if best.0.is_nan() { *next } else { better(best, next) }).0
+/// What a λ came to on images that were held out.
+struct Tried {
+    l2: f64,
+    hits: usize,
+    loss: f64,
+}
+
+/// The λ with the most hits; of equal ones that with the least loss.
+fn best(tried: &[Tried]) -> f64 {
+    let order = |a: &&Tried, b: &&Tried| a.hits.cmp(&b.hits).then(b.loss.total_cmp(&a.loss));
+    tried.iter().max_by(order).map_or(f64::NAN, |best| best.l2)
 }
 
 /// How many rows have their target among the `k` largest; of equal ones the first counts as larger.
