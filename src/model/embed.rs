@@ -28,13 +28,13 @@ impl ClipModel {
     }
 
     /// Unit rows for any number of images, a batch at a time, in the order of `images`; the images of the next batch are drawn from
-    /// `images` and decoded on other threads meanwhile. How it works and ends is as in [`ImageEncoder::encode_iter`].
+    /// `images` and decoded on other threads meanwhile. How it works and ends is as in [`ImageEncoder::encode_iter`](crate::ImageEncoder::encode_iter).
     ///
     /// # Shapes
     /// Each item (B,D), B being the encoder's batch size (32), fewer in the last.
     ///
     /// # Errors
-    /// Of an item: as [`ImageEncoder::encode_iter`].
+    /// Of an item: as [`ImageEncoder::encode_iter`](crate::ImageEncoder::encode_iter).
     ///
     /// ```no_run
     /// # let model = diptych::ClipModel::from_pretrained("openai/clip-vit-base-patch32")?;
@@ -74,7 +74,7 @@ impl ClipModel {
         Embeddings::from_features(&self.text.threads().install_on(self.text.device(), embed)?)
     }
 
-    /// Runs `f` where this model computes: on the threads that [`Loader::threads`] gave it, else on rayon's current pool. Everything
+    /// Runs `f` where this model computes: on the threads that [`Loader::threads`](crate::Loader::threads) gave it, else on rayon's current pool. Everything
     /// that embeds does so by itself; backward passes and optimiser steps in a loop of your own do not.
     pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         self.image.threads().install(f)
