@@ -13,8 +13,8 @@ use diptych::image::Augment;
 use diptych::loss::{ClipLoss, Loss, SigLipLoss};
 use diptych::towers::{ImagePooling, TextPooling};
 use diptych::train::{
-    CheckpointConfig, Duplicates, Evaluation, Half, OptimizerConfig, Precision, Progress, Schedule, Selection, SgdConfig,
-    TrainConfig, TrainReport, Trainer,
+    CheckpointConfig, Duplicates, Evaluation, Half, OptimizerConfig, Precision, Progress, Schedule, Selection,
+    SgdConfig, TrainConfig, TrainReport, Trainer,
 };
 use diptych::weights::{Activations, Pattern, check_save_target};
 use diptych::{ClipModel, InputNorm, Loader, ProjectionConfig};

@@ -291,9 +291,7 @@ impl Block {
                 let normed = self.first_norm(x)?;
                 self.attention.forward_at(&at.of(&normed)?, &normed, attend, at)?
             }
-            NormPosition::Post | NormPosition::Residual => {
-                self.attention.forward_at(&selected, x, attend, at)?
-            }
+            NormPosition::Post | NormPosition::Residual => self.attention.forward_at(&selected, x, attend, at)?,
         };
         at.rows(&self.feed_forward(&self.add_attended(&selected, &attended)?)?)
     }

@@ -41,9 +41,7 @@ struct LinearActivate {
 fn again(x: &Tensor, w: &Tensor, b: &Tensor) -> CandleResult<Vec<f32>> {
     let [(xs, lx), (ws, lw), (bs, lb)] = [x, w, b].map(Tensor::storage_and_layout);
     match (&*xs, &*ws, &*bs) {
-        (Storage::Cpu(x), Storage::Cpu(w), Storage::Cpu(b)) => {
-            Ok(linear::forward((x, lx), (w, lw), Some((b, lb)))?.0)
-        }
+        (Storage::Cpu(x), Storage::Cpu(w), Storage::Cpu(b)) => Ok(linear::forward((x, lx), (w, lw), Some((b, lb)))?.0),
         _ => bail!("a CPU kernel needs CPU tensors"),
     }
 }

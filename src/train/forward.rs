@@ -44,7 +44,10 @@ impl ClipModel {
         }
     }
 
-    fn map_towers(self, map: impl Fn(&crate::weights::Parameters) -> Result<crate::weights::Parameters>) -> Result<Self> {
+    fn map_towers(
+        self,
+        map: impl Fn(&crate::weights::Parameters) -> Result<crate::weights::Parameters>,
+    ) -> Result<Self> {
         let in_tower = |name: &str| name.starts_with(ClipConfig::TEXT) || name.starts_with(ClipConfig::IMAGE);
         self.map_parameters(|parameters| match parameters.weights().next() {
             Some((name, _)) if in_tower(name) => map(parameters),
