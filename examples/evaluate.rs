@@ -21,8 +21,8 @@ struct Args {
     /// A folder, or an id on the hub
     #[arg(long, value_name = "DIR_OR_ID")]
     model: String,
-    /// A CSV file with the columns image, caption and split
-    #[arg(long, value_name = "CSV")]
+    /// Images with captions in any form that finetune's --data takes, such as a CSV file with the columns image, caption and split
+    #[arg(long, value_name = "PATH")]
     captions: Option<PathBuf>,
     /// A CSV file with the columns image, folder (the class) and split
     #[arg(long, value_name = "CSV")]
@@ -69,8 +69,8 @@ fn load(args: &Args) -> Outcome<ClipModel> {
 
 fn retrieval(args: &Args, csv: &std::path::Path) -> Outcome<()> {
     let start = Instant::now();
-    let split = PairDataset::from_csv(csv)?.split(&args.split)?;
-    let folder = args.images.clone().or_else(|| csv.parent().map(Into::into)).unwrap_or_default();
+    let split = PairDataset::open(csv)?.split(&args.split)?;
+    let folder = split.image_folder(args.images.as_deref());
     split.check_images(&folder)?;
     let model = load(args)?;
     let workers = args.machine.workers();

@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod loss;
 pub mod nn;
 pub mod ops;
+pub mod report;
 pub mod retrieval;
 pub mod text;
 pub mod towers;

@@ -128,9 +128,9 @@ fn refusal(change: impl FnOnce(&mut HashMap<String, Stored>)) -> (String, String
         .map(|(name, view)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec())))
         .collect();
     change(&mut tensors);
-    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
-        (name, TensorView::new(*dtype, shape.clone(), bytes).expect("a tensor"))
-    });
+    let views = tensors
+        .iter()
+        .map(|(name, (dtype, shape, bytes))| (name, TensorView::new(*dtype, shape.clone(), bytes).expect("a tensor")));
     std::fs::write(&path, serialize(views, None).expect("bytes")).expect("written");
     let name = folder.path().to_str().expect("UTF-8");
     let inspected = Loader::new().inspect(name).expect("inspected").problems.join("\n");

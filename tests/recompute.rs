@@ -41,13 +41,6 @@ fn a_graph_with_recomputation_is_a_fraction_of_the_other() {
     }
 }
 
-/// The largest difference over the largest value.
-fn error(found: &Option<Vec<f32>>, expected: &Option<Vec<f32>>) -> f32 {
-    let (Some(found), Some(expected)) = (found, expected) else { return f32::INFINITY };
-    let largest = expected.iter().fold(1e-30f32, |m, e| m.max(e.abs()));
-    found.iter().zip(expected).map(|(f, e)| (f - e).abs()).fold(0.0, f32::max) / largest
-}
-
 #[test]
 fn gradients_of_every_dual_encoder_are_the_same_bits_with_and_without_recomputation() {
     let mut checked = 0;
@@ -61,10 +54,14 @@ fn gradients_of_every_dual_encoder_are_the_same_bits_with_and_without_recomputat
             let plain = gradients(&model, &loss(&model, &golden));
             let other = model.clone().with_activations(Activations::Recomputed).unwrap();
             for ((name, found), (_, expected)) in gradients(&other, &loss(&other, &golden)).iter().zip(&plain) {
-                // A table that all blocks read gets its gradients from them one by one: another order of the sum.
-                let shared = name.contains("relative");
-                let same = found == expected || shared && error(found, expected) < 1e-6;
-                assert!(same, "{}, without '{frozen}': {name} by {}", golden.name, error(found, expected));
+                // Every text of every block adds to the bias of relative positions, in another order.
+                let same = match (found, expected) {
+                    (Some(a), Some(b)) if name.ends_with("relative_attention_bias.weight") => {
+                        a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs().max(1e-2))
+                    }
+                    (a, b) => a == b,
+                };
+                assert!(same, "{}, without '{frozen}': {name}", golden.name);
             }
             checked += 1;
         }

@@ -73,7 +73,8 @@ impl Machine {
         self.threads.map_or_else(cores, usize::from)
     }
 
-    /// A loader for these options; sets the number of threads for the whole program.
+    /// A loader for these options; sets the number of threads for the whole program: the pool that models share with everything else
+    /// that runs in parallel. A library would say `Loader::threads`.
     pub fn loader(&self) -> Outcome<Loader> {
         if let Some(threads) = self.threads {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::pairs::check_files;
-use super::table::{Table, data_error, no_split};
+use super::table::{Delimiter, Table, data_error, no_split};
 use crate::Result;
 
 /// All labelled images of a file, in every split.
@@ -29,7 +29,7 @@ impl LabelledImages {
     /// [`File`](crate::ErrorKind::File) if it cannot be read; [`Data`](crate::ErrorKind::Data) with the line if a column is missing or a value empty.
     pub fn from_csv(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut table = Table::open(path)?;
+        let mut table = Table::open(path, Delimiter::Found)?;
         let (image, folder, split) =
             (table.need(&["image"])?, table.need(&["folder", "label"])?, table.find(&["split"]));
         let mut read = Vec::new();
@@ -65,7 +65,7 @@ impl LabelledImages {
     /// everything else stays.
     #[must_use]
     pub fn class_names(&self) -> Vec<String> {
-        self.folders.iter().map(|folder| folder.replace('_', " ")).collect()
+        self.folders.iter().map(|folder| in_words(folder)).collect()
     }
 
     /// The names of the splits, in the order in which they appear; none if the file has no `split` column.
@@ -136,6 +136,11 @@ impl LabelledSplit {
     pub fn check_images(&self, folder: impl AsRef<Path>) -> Result<()> {
         check_files(folder.as_ref(), &self.images)
     }
+}
+
+/// A class's folder in words.
+pub(super) fn in_words(folder: &str) -> String {
+    folder.replace('_', " ")
 }
 
 #[cfg(test)]

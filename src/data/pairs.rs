@@ -1,77 +1,48 @@
-//! Images with captions, from a CSV file with the columns `image`, `caption` and, if wanted, `split`.
+//! Images with captions: all of a data set, and one of its splits.
 //!
-//! One line is one caption; an image with several captions has several lines, wherever they stand. Images keep the order in
-//! which they first appear, captions the order of their lines.
+//! Images keep the order in which they first appear, captions the order of their rows.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::table::{Table, data_error, no_split};
+use super::skipped::Skipped;
+use super::table::no_split;
 use crate::Result;
+use crate::image::ImageSource;
 
 /// How many missing images an error names.
 const NAMED_MISSING: usize = 5;
 
-/// All images and captions of a file, in every split.
+/// All images and captions of a data set, in every split; [`PairDataset::open`] reads one.
 #[derive(Debug, Clone)]
 pub struct PairDataset {
-    path: PathBuf,
-    images: Vec<Entry>,
-    splits: Vec<String>,
+    pub(super) path: PathBuf,
+    pub(super) folder: PathBuf,
+    pub(super) images: Vec<Entry>,
+    pub(super) splits: Vec<String>,
+    pub(super) skipped: Vec<Skipped>,
 }
 
 #[derive(Debug, Clone)]
-struct Entry {
-    image: String,
-    captions: Vec<String>,
-    /// Index into `splits`; `None` where the file has no such column.
-    split: Option<usize>,
+pub(super) struct Entry {
+    pub(super) image: String,
+    /// Where the image is; `None` for a file of its name.
+    pub(super) source: Option<ImageSource>,
+    pub(super) captions: Vec<String>,
+    /// Index into the data set's splits; `None` where there are none.
+    pub(super) split: Option<usize>,
 }
 
 impl PairDataset {
-    /// Reads `path`, a CSV file whose header names `image` and `caption`, and maybe `split`. No image is opened.
-    ///
-    /// # Errors
-    /// [`File`](crate::ErrorKind::File) if it cannot be read; [`Data`](crate::ErrorKind::Data) with the line if a column is missing, an
-    /// image or caption is empty, or an image stands in two splits (training and testing on it would not be noticed otherwise).
-    pub fn from_csv(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let mut table = Table::open(path)?;
-        let (image, caption, split) = (table.need(&["image"])?, table.need(&["caption"])?, table.find(&["split"]));
-        let mut dataset = Self { path: path.to_path_buf(), images: Vec::new(), splits: Vec::new() };
-        let mut place = HashMap::new();
-        for row in table.rows() {
-            let row = row?;
-            let name = row.value(path, image, "image")?;
-            let caption = row.value(path, caption, "caption")?;
-            let split = match split {
-                Some(column) => Some(dataset.split_index(row.value(path, column, "split")?)),
-                None => None,
-            };
-            let index = *place.entry(name.to_string()).or_insert(dataset.images.len());
-            if index == dataset.images.len() {
-                dataset.images.push(Entry { image: name.to_string(), captions: Vec::new(), split });
-            }
-            let entry = &mut dataset.images[index];
-            if entry.split != split {
-                return Err(data_error(
-                    path,
-                    Some(row.line()),
-                    format!("image '{name}' already stands in another split"),
-                ));
-            }
-            entry.captions.push(caption.to_string());
-        }
-        if dataset.images.is_empty() {
-            return Err(data_error(path, None, "has a header but no rows"));
-        }
-        Ok(dataset)
-    }
-
-    /// The names of the splits, in the order in which they appear; none if the file has no `split` column.
+    /// The names of the splits, in the order in which they appear; none if the data set has none.
     #[must_use]
     pub fn split_names(&self) -> &[String] {
         &self.splits
+    }
+
+    /// The samples that were left out when the data set was read.
+    #[must_use]
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
     }
 
     /// The images and captions of one split.
@@ -91,24 +62,26 @@ impl PairDataset {
     }
 
     fn collect(&self, wanted: impl Fn(&Entry) -> bool) -> Split {
-        let pairs = self.images.iter().filter(|entry| wanted(entry)).map(|e| (e.image.clone(), e.captions.clone()));
-        let (images, captions) = pairs.unzip();
-        Split { images, captions }
-    }
-
-    fn split_index(&mut self, name: &str) -> usize {
-        self.splits.iter().position(|s| s == name).unwrap_or_else(|| {
-            self.splits.push(name.to_string());
-            self.splits.len() - 1
-        })
+        let mut split = Split { folder: self.folder.clone(), skipped: self.skipped.clone(), ..Split::default() };
+        for entry in self.images.iter().filter(|entry| wanted(entry)) {
+            split.images.push(entry.image.clone());
+            split.sources.push(entry.source.clone());
+            split.captions.push(entry.captions.clone());
+        }
+        split
     }
 }
 
 /// Images with at least one caption each.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Split {
+    /// What the images' paths start from where nothing else is said.
+    folder: PathBuf,
     images: Vec<String>,
+    /// Where each image is; `None` for a file of its name.
+    sources: Vec<Option<ImageSource>>,
     captions: Vec<Vec<String>>,
+    skipped: Vec<Skipped>,
 }
 
 impl Split {
@@ -125,13 +98,52 @@ impl Split {
         if let Some(index) = captions.iter().position(Vec::is_empty) {
             return Err(crate::Error::argument("captions", format!("image '{}' has no caption", images[index])));
         }
-        Ok(Self { images, captions })
+        Ok(Self { sources: vec![None; images.len()], images, captions, ..Self::default() })
     }
 
-    /// The images' paths, relative to the folder of images.
+    /// The images' names: paths relative to the folder of images, or the shard and the member.
     #[must_use]
     pub fn images(&self) -> &[String] {
         &self.images
+    }
+
+    /// Some of the images, by their indices; those beyond the last image are left out.
+    #[must_use]
+    pub fn select(&self, indices: impl IntoIterator<Item = usize>) -> Self {
+        let mut part = Self { folder: self.folder.clone(), skipped: self.skipped.clone(), ..Self::default() };
+        for index in indices.into_iter().filter(|&index| index < self.images.len()) {
+            part.images.push(self.images[index].clone());
+            part.sources.push(self.sources[index].clone());
+            part.captions.push(self.captions[index].clone());
+        }
+        part
+    }
+
+    /// The folder that the images' paths start from: `images` if one is given; else the folder of the file that was read, or
+    /// `images` in it if the first image lies there. Images within shards need none.
+    #[must_use]
+    pub fn image_folder(&self, images: Option<&Path>) -> PathBuf {
+        if let Some(folder) = images {
+            return folder.to_path_buf();
+        }
+        let beside = self.folder.join("images");
+        let holds = |folder: &Path| self.images.first().is_some_and(|image| folder.join(image).is_file());
+        if !holds(&self.folder) && holds(&beside) { beside } else { self.folder.clone() }
+    }
+
+    /// Where the images are; those that are files of their own lie under `folder`.
+    #[must_use]
+    pub fn sources(&self, folder: impl AsRef<Path>) -> Vec<ImageSource> {
+        let folder = folder.as_ref();
+        let file = |image: &String| ImageSource::File(folder.join(image));
+        let all = self.images.iter().zip(&self.sources);
+        all.map(|(image, source)| source.clone().unwrap_or_else(|| file(image))).collect()
+    }
+
+    /// The samples that were left out when the data set was read, whatever their split.
+    #[must_use]
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
     }
 
     /// The captions of each image.
@@ -159,21 +171,24 @@ impl Split {
         owned.flat_map(|(index, captions)| captions.iter().map(move |c| (c.as_str(), index))).unzip()
     }
 
-    /// Checks that every image is a file under `folder`, without opening any.
+    /// Checks that every image that is no part of a shard is a file under `folder`, without opening any.
     ///
     /// # Errors
     /// [`File`](crate::ErrorKind::File) that counts the missing ones and names the first few.
     pub fn check_images(&self, folder: impl AsRef<Path>) -> Result<()> {
-        check_files(folder.as_ref(), &self.images)
+        let files = self.images.iter().zip(&self.sources).filter(|(_, source)| source.is_none());
+        let files: Vec<&String> = files.map(|(image, _)| image).collect();
+        if files.is_empty() { Ok(()) } else { check_files(folder.as_ref(), &files) }
     }
 }
 
 /// Checks that all of `images` are files under `folder`.
-pub(super) fn check_files(folder: &Path, images: &[String]) -> Result<()> {
-    if !folder.is_dir() {
+pub(super) fn check_files<S: AsRef<str>>(folder: &Path, images: &[S]) -> Result<()> {
+    // The folder of a file named without one is empty, and means the one the program is in.
+    if !folder.as_os_str().is_empty() && !folder.is_dir() {
         return Err(crate::Error::file(folder, "is no folder; give the folder that holds the images"));
     }
-    let missing: Vec<&str> = images.iter().filter(|i| !folder.join(i).is_file()).map(String::as_str).collect();
+    let missing: Vec<&str> = images.iter().map(AsRef::as_ref).filter(|i| !folder.join(i).is_file()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -219,10 +234,10 @@ mod tests {
 
     #[test]
     fn a_missing_column_is_named_with_the_columns_found() {
-        let error = read("image,title\na.jpg,x\n").unwrap_err();
+        let error = read("image,words\na.jpg,x\n").unwrap_err();
         assert_eq!(data_line(&error), Some(1));
         let text = error.to_string();
-        assert!(text.contains("'caption'") && text.contains("image, title") && text.contains("captions.csv"), "{text}");
+        assert!(text.contains("'caption'") && text.contains("image, words") && text.contains("captions.csv"), "{text}");
     }
 
     #[test]
@@ -268,6 +283,27 @@ mod tests {
         let present = Split::new(names[..1].to_vec(), vec![vec![String::from("x")]]).unwrap();
         present.check_images(folder.path()).unwrap();
         assert!(present.check_images(folder.path().join("nowhere")).is_err());
+    }
+
+    #[test]
+    fn the_folder_of_a_bare_file_name_is_the_one_the_program_is_in() {
+        let folder = Path::new("captions.csv").parent().unwrap();
+        Split::new(vec![String::from("Cargo.toml")], vec![vec![String::from("x")]])
+            .unwrap()
+            .check_images(folder)
+            .unwrap();
+    }
+
+    #[test]
+    fn a_selection_keeps_what_belongs_to_its_images() {
+        let all = read("image,caption\na.jpg,x\nb.jpg,y\nb.jpg,z\nc.jpg,\n");
+        assert!(all.is_err(), "from_csv takes no bad row");
+        let all = read("image,caption\na.jpg,x\nb.jpg,y\nb.jpg,z\n").unwrap().all();
+        let part = all.select([1, 7, 0]);
+        assert_eq!(part.images(), ["b.jpg", "a.jpg"]);
+        assert_eq!(part.captions(), [vec!["y", "z"], vec!["x"]]);
+        assert_eq!(part.image_folder(None), all.image_folder(None));
+        assert_eq!(part.image_folder(Some(Path::new("p"))), Path::new("p"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Which image comes when, and with which of its captions: functions of the seed, the epoch and the image alone, so that a
 //! run can be repeated, resumed, and spread over any number of threads.
 
-use rand::RngCore;
+use crate::random::below;
 
 /// The random choices of a training run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,12 +32,6 @@ impl Sampler {
     pub fn caption(&self, epoch: usize, image: usize, count: usize) -> usize {
         below(&mut crate::random::stream(self.seed, &format!("caption/{epoch}/{image}")), count.max(1))
     }
-}
-
-/// A number below `bound`, by the high half of a product: its bias is below `bound / 2^64`, and unlike a library's range it never
-/// changes with a release.
-fn below(rng: &mut impl RngCore, bound: usize) -> usize {
-    ((u128::from(rng.next_u64()) * bound as u128) >> 64) as usize
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use candle_core::DType;
 use serde_json::Value;
 
 use super::{diptych, hf_clip, open_clip, siglip};
-use crate::model::{ClipConfig, ClipModel};
 use crate::loader::Numbers;
+use crate::model::{ClipConfig, ClipModel};
 use crate::ops::{Activation, Packing, Weight};
 use crate::project::ProjectionKind;
 use crate::towers::{

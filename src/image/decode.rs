@@ -8,12 +8,14 @@ use std::borrow::Cow;
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ::image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, RgbImage};
 
 use super::config::Transparency;
 use super::layout::Layout;
 use super::rgb::Rgb;
+use super::source::{ImageSource, ImageStore};
 use crate::{Error, Result};
 
 /// Where an image comes from: anything that converts into this is accepted where an image is wanted.
@@ -25,6 +27,8 @@ pub enum ImageInput {
     Bytes(Vec<u8>),
     /// An image that is decoded already; its orientation is taken as it is.
     Decoded(DynamicImage),
+    /// The image at an index of a store, read when it is decoded.
+    Stored(Arc<dyn ImageStore>, usize),
 }
 
 /// How files are decoded.
@@ -59,6 +63,8 @@ impl ImageInput {
         match (self, index) {
             (Self::Path(path), None) => path.display().to_string(),
             (Self::Path(path), Some(index)) => format!("{} (at index {index})", path.display()),
+            (Self::Stored(store, at), None) => store.name(*at),
+            (Self::Stored(store, at), Some(index)) => format!("{} (at index {index})", store.name(*at)),
             (_, Some(index)) => format!("at index {index}"),
             (Self::Bytes(bytes), None) => format!("given as {} bytes", bytes.len()),
             (Self::Decoded(_), None) => "given as decoded pixels".to_owned(),
@@ -126,6 +132,15 @@ impl From<RgbImage> for ImageInput {
     }
 }
 
+impl From<&ImageSource> for ImageInput {
+    fn from(source: &ImageSource) -> Self {
+        match source {
+            ImageSource::File(path) => Self::Path(path.clone()),
+            ImageSource::Stored(store, index) => Self::Stored(store.clone(), *index),
+        }
+    }
+}
+
 impl From<&ImageInput> for ImageInput {
     fn from(input: &ImageInput) -> Self {
         input.clone()
@@ -162,12 +177,21 @@ fn decode_named<'a>(
     let (image, layout) = match input {
         ImageInput::Path(path) => decode(&read(path, name, options)?)?,
         ImageInput::Bytes(bytes) => decode(bytes)?,
+        ImageInput::Stored(store, index) => {
+            let bytes = store.read(*index, most_bytes(options)).map_err(|message| Error::image(name, message))?;
+            decode(&bytes)?
+        }
         ImageInput::Decoded(image) => (Cow::Borrowed(image), Layout::Channels),
     };
     if image.width() == 0 || image.height() == 0 {
         return Err(Error::image(name, "it has no pixels"));
     }
     Ok((image, layout))
+}
+
+/// No format needs more for a pixel than four 16-bit channels; the rest leaves room for metadata.
+fn most_bytes(options: &DecodeOptions) -> u64 {
+    options.max_pixels.saturating_mul(8).saturating_add(64 << 20)
 }
 
 fn read(path: &Path, name: &str, options: &DecodeOptions) -> Result<Vec<u8>> {
@@ -177,9 +201,7 @@ fn read(path: &Path, name: &str, options: &DecodeOptions) -> Result<Vec<u8>> {
         let what = if metadata.is_dir() { "a folder" } else { "a pipe or device" };
         return Err(Error::image(name, format!("it is {what}, not an image file")));
     }
-    // No format needs more for a pixel than four 16-bit channels; the rest leaves room for metadata.
-    let most = options.max_pixels.saturating_mul(8).saturating_add(64 << 20);
-    if metadata.len() > most {
+    if metadata.len() > most_bytes(options) {
         let size = metadata.len();
         return Err(Error::image(
             name,

@@ -25,6 +25,8 @@
 //!   has opened; open_clip's weights the colours with it in the resize and drops it, see [`Transparency`].
 
 mod augment;
+mod augmented;
+mod color;
 mod config;
 mod decode;
 mod fields;
@@ -36,8 +38,10 @@ mod open_clip;
 mod processor;
 mod resize;
 mod rgb;
+mod source;
 
-pub use augment::{Augment, CropChoice, Flip, FlipChoice, View};
+pub use augment::{Augment, CropChoice, Flip, FlipChoice, ResizedCrop, View};
+pub use color::{ColorJitter, ColorStep};
 pub use config::{CropRounding, ImageProcessorConfig, ImageSize, Normalize, Resize, ResizeTo, Transparency};
 pub use decode::{DecodeOptions, ImageInput, Orientation, decode};
 pub use filter::Filter;
@@ -45,6 +49,7 @@ pub use hugging_face::ProcessorClass;
 pub use naflex::{NaflexBatch, NaflexConfig, NaflexProcessor};
 pub use processor::{ImageProcessor, PixelArray};
 pub use resize::resize;
+pub use source::{ImageSource, ImageStore};
 
 /// The `image` crate underneath, re-exported so that an application never mixes versions.
 pub use ::image as image_crate;

@@ -32,8 +32,8 @@ pub(super) type Levels = Box<[[f32; 256]; CHANNELS]>;
 /// ```
 #[derive(Debug, Clone)]
 pub struct ImageProcessor {
-    config: ImageProcessorConfig,
-    decode: DecodeOptions,
+    pub(super) config: ImageProcessorConfig,
+    pub(super) decode: DecodeOptions,
     /// What each 8-bit value of each channel becomes.
     levels: Levels,
 }
@@ -167,7 +167,7 @@ impl ImageProcessor {
     }
 
     /// The window of size `size` that `view` places on `image`, through the table of levels; outside the image is `padding`.
-    fn render(&self, image: &RgbImage, view: &View, size: ImageSize, padding: [u8; CHANNELS]) -> PixelArray {
+    pub(super) fn render(&self, image: &RgbImage, view: &View, size: ImageSize, padding: [u8; CHANNELS]) -> PixelArray {
         let (height, width) = (size.height as usize, size.width as usize);
         let mut data = vec![0.0; CHANNELS * height * width];
         let stride = image.width() as usize * CHANNELS;
@@ -264,7 +264,7 @@ fn overlap(start: i64, length: u32, limit: u32) -> std::ops::Range<usize> {
 }
 
 /// The part of an image of size `image` that a view of size `size` shows.
-fn visible(view: &View, image: ImageSize, size: ImageSize) -> Window {
+pub(super) fn visible(view: &View, image: ImageSize, size: ImageSize) -> Window {
     let along = |start: i64, length: u32, limit: u32| {
         let range = overlap(start, length, limit);
         ((start + range.start as i64) as u32, range.len() as u32)

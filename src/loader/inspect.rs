@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::parameters::Branches;
 use super::{Files, Loader};
-use crate::{Quantization, Result};
 use crate::families::{ClipPlan, ImagePlan, Plan, ProcessorPlan, TextPlan};
 use crate::inspect::{DtypeShare, ImagePart, Inspection, JointPart, TextPart};
 use crate::model::ClipConfig;
 use crate::text::{TextTokenizer, TokenRules};
 use crate::weights::{Checkpoint, CheckpointSource, Parameters, Params, Renames};
+use crate::{Quantization, Result};
 
 pub(super) fn inspect(loader: &Loader, plan: Plan, files: &Files) -> Result<Inspection> {
     let family = files.config.get("model_type").and_then(serde_json::Value::as_str).unwrap_or_default();

@@ -151,11 +151,18 @@ impl Attention {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, from: &Tensor, to: &Tensor, attend: Attend<'_>) -> Result<Tensor> {
-        let (mut query, mut key) = self.queries_and_keys(from, to)?;
-        if let Some(rope) = attend.rope {
-            (query, key) = (rope.apply(&query)?, rope.apply(&key)?);
-        }
-        self.answer(&query, &key, to, attend.mask)
+        self.output.forward(&self.answer(from, to, attend)?)
+    }
+
+    /// [`Attention::forward`] added to `residual`.
+    ///
+    /// # Shapes
+    /// `from` and `residual` (B,Lq,E), `to` (B,L,K) → (B,Lq,E).
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn forward_onto(&self, from: &Tensor, to: &Tensor, attend: Attend<'_>, residual: &Tensor) -> Result<Tensor> {
+        self.output.forward_onto(&self.answer(from, to, attend)?, residual)
     }
 
     /// [`Attention::forward`] where each row of the batch asks with one token alone.
@@ -176,7 +183,16 @@ impl Attention {
         if let Some(rope) = attend.rope {
             (query, key) = (at.turn(rope, &query)?, rope.apply(&key)?);
         }
-        self.answer(&query, &key, to, attend.mask)
+        self.output.forward(&self.weighted(&query, &key, to, attend.mask)?)
+    }
+
+    /// What enters the output projection.
+    fn answer(&self, from: &Tensor, to: &Tensor, attend: Attend<'_>) -> Result<Tensor> {
+        let (mut query, mut key) = self.queries_and_keys(from, to)?;
+        if let Some(rope) = attend.rope {
+            (query, key) = (rope.apply(&query)?, rope.apply(&key)?);
+        }
+        self.weighted(&query, &key, to, attend.mask)
     }
 
     fn queries_and_keys(&self, from: &Tensor, to: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -196,7 +212,8 @@ impl Attention {
         Ok(norm.forward(&heads)?.reshape((batch, length, size))?)
     }
 
-    fn answer(&self, query: &Tensor, key: &Tensor, to: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
+    /// The values of `to`, weighted for each query.
+    fn weighted(&self, query: &Tensor, key: &Tensor, to: &Tensor, mask: &AttentionMask) -> Result<Tensor> {
         let value = self.value.forward(to)?;
         let mut x = ops::attention(query, key, &value, self.num_heads, mask)?;
         if let Some(scale) = &self.head_scale {
@@ -207,6 +224,6 @@ impl Attention {
         if let Some(norm) = &self.norm {
             x = norm.forward(&x)?;
         }
-        self.output.forward(&x)
+        Ok(x)
     }
 }

@@ -270,14 +270,14 @@ impl Block {
 
     /// The first half: attention and the residual sum.
     fn attend(&self, x: &Tensor, attend: Attend<'_>) -> Result<Tensor> {
-        let attended = match self.norm {
-            NormPosition::Pre => {
-                let normed = self.first_norm(x)?;
-                self.attention.forward(&normed, &normed, attend)?
-            }
-            NormPosition::Post | NormPosition::Residual => self.attention.forward(x, x, attend)?,
-        };
-        self.add_attended(x, &attended)
+        let normed = if self.norm == NormPosition::Pre { self.first_norm(x)? } else { x.clone() };
+        // What stands between the attention and the sum cannot be in one pass with it.
+        let direct = self.attention_norm.is_none() && self.layer_scale1.is_none();
+        if direct && self.norm != NormPosition::Residual {
+            let sum = self.attention.forward_onto(&normed, &normed, attend, x)?;
+            return if self.norm == NormPosition::Post { self.first_norm(&sum) } else { Ok(sum) };
+        }
+        self.add_attended(x, &self.attention.forward(&normed, &normed, attend)?)
     }
 
     fn first_norm(&self, x: &Tensor) -> Result<Tensor> {
@@ -301,20 +301,22 @@ impl Block {
         let normed = self.attention_norm.as_ref().map(|norm| norm.forward(attended)).transpose()?;
         let attended = normed.as_ref().unwrap_or(attended);
         match self.norm {
-            NormPosition::Pre => Ok((x + scaled(attended, self.layer_scale1.as_ref())?)?),
-            NormPosition::Post => self.first_norm(&(x + attended)?),
-            NormPosition::Residual => Ok((x + scaled(&self.first_norm(attended)?, self.layer_scale1.as_ref())?)?),
+            NormPosition::Pre => ops::add(x, &scaled(attended, self.layer_scale1.as_ref())?),
+            NormPosition::Post => self.first_norm(&ops::add(x, attended)?),
+            NormPosition::Residual => ops::add(x, &scaled(&self.first_norm(attended)?, self.layer_scale1.as_ref())?),
         }
     }
 
     /// The second half: the MLP and the residual sum.
     fn feed_forward(&self, x: &Tensor) -> Result<Tensor> {
+        let scale = self.layer_scale2.as_ref();
         let inner = match self.norm {
+            NormPosition::Pre if scale.is_none() => return self.mlp.forward_onto(&self.layer_norm2.forward(x)?, x),
             NormPosition::Pre => self.mlp.forward(&self.layer_norm2.forward(x)?)?,
-            NormPosition::Post => return self.layer_norm2.forward(&(x + self.mlp.forward(x)?)?),
+            NormPosition::Post => return self.layer_norm2.forward(&self.mlp.forward_onto(x, x)?),
             NormPosition::Residual => self.layer_norm2.forward(&self.mlp.forward(x)?)?,
         };
-        Ok((x + scaled(&inner, self.layer_scale2.as_ref())?)?)
+        ops::add(x, &scaled(&inner, scale)?)
     }
 }
 

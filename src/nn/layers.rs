@@ -60,7 +60,21 @@ impl Linear {
         let Some(LowRank { down, up, scale }) = &self.low_rank else { return Ok(y) };
         // The small product is scaled, not the large one.
         let inner = (ops::linear(x, down, None)? * *scale)?;
-        Ok((y + ops::linear(&inner, up, None)?)?)
+        ops::add(&y, &ops::linear(&inner, up, None)?)
+    }
+
+    /// [`Linear::forward`] added to `residual`, in one pass where nothing is trained.
+    ///
+    /// # Shapes
+    /// `x` (…,K), `residual` (…,N) → (…,N).
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        match self.low_rank {
+            None => self.weight.forward_onto(x, self.bias.as_ref(), residual),
+            Some(_) => ops::add(residual, &self.forward(x)?),
+        }
     }
 
     /// [`Linear::forward`] and the activation in one pass.

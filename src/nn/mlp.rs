@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BlockConfig, BlockExtra, LayerNorm, Linear};
 use crate::Result;
-use crate::ops::Activation;
+use crate::ops::{self, Activation};
 use crate::weights::{Init, Params};
 
 /// What stands between the two linear layers.
@@ -65,15 +65,31 @@ impl Mlp {
     /// # Errors
     /// When the last dimension of `x` is not E.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.fc2.forward(&self.hidden(x)?)
+    }
+
+    /// [`Mlp::forward`] added to `residual`.
+    ///
+    /// # Shapes
+    /// Both (…,E) → (…,E).
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.fc2.forward_onto(&self.hidden(x)?, residual)
+    }
+
+    /// What enters the second layer.
+    fn hidden(&self, x: &Tensor) -> Result<Tensor> {
         let normed = self.input_norm.as_ref().map(|norm| norm.forward(x)).transpose()?;
         let x = normed.as_ref().unwrap_or(x);
         let mut hidden = match &self.gate {
             None => self.fc1.forward_activated(x, self.activation)?,
-            Some(gate) => (gate.forward_activated(x, self.activation)? * self.fc1.forward(x)?)?,
+            Some(gate) => ops::multiply(&gate.forward_activated(x, self.activation)?, &self.fc1.forward(x)?)?,
         };
         if let Some(norm) = &self.norm {
             hidden = norm.forward(&hidden)?;
         }
-        self.fc2.forward(&hidden)
+        Ok(hidden)
     }
 }

@@ -54,8 +54,7 @@ impl Ragged {
     pub fn pack(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, length, _) = x.dims3()?;
         if (batch, length) != (self.lengths.len(), self.length) {
-            let message =
-                format!("has shape {:?}, expected ({}, {}, E)", x.dims(), self.lengths.len(), self.length);
+            let message = format!("has shape {:?}, expected ({}, {}, E)", x.dims(), self.lengths.len(), self.length);
             return Err(Error::argument("x", message));
         }
         Ok(x.flatten(0, 1)?.index_select(&self.index(self.places(), x)?, 0)?.unsqueeze(0)?)

@@ -365,8 +365,7 @@ impl CustomOp3 for Attention {
         let [qs, ks, vs, grads] = [(q, 0), (k, 1), (v, 2), (&grad, 3)].map(|(t, i)| View::new(&values[i], t.layout()));
         let bias = self.bias_values()?;
         let bias = self.bias(bias.as_ref());
-        let mut results =
-            [length, key_length, key_length].map(|length| Results::new(batch, length, heads * width));
+        let mut results = [length, key_length, key_length].map(|length| Results::new(batch, length, heads * width));
         let [dq, dk, dv] = results.each_mut().map(Results::target);
         let scale = (width as f32).sqrt().recip();
         self.for_each_head(2, |task, memory| {

@@ -193,12 +193,8 @@ impl AttentionMask {
         };
         match self.bias.as_ref().filter(|bias| !fits(bias)) {
             Some(bias) => {
-                let message = format!(
-                    "has shape {:?}, expected at least ({heads}, {}, {})",
-                    bias.dims(),
-                    longest(q),
-                    longest(k)
-                );
+                let message =
+                    format!("has shape {:?}, expected at least ({heads}, {}, {})", bias.dims(), longest(q), longest(k));
                 Err(Error::argument("bias", message))
             }
             None => Ok(()),
@@ -234,7 +230,9 @@ impl AttentionMask {
         let row = |row: Row| {
             let position = read.map(|read| read.get(row.batch).copied().unwrap_or(usize::MAX));
             let end = match position {
-                Some(position) if self.pattern == AttentionPattern::Causal => row.span.end.min(position.saturating_add(1)),
+                Some(position) if self.pattern == AttentionPattern::Causal => {
+                    row.span.end.min(position.saturating_add(1))
+                }
                 _ => row.span.end,
             };
             let whole = row.span.holes_in(&(0..end)).is_empty() && position.is_none_or(|position| position < end);

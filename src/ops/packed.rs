@@ -5,6 +5,7 @@
 
 use super::activation::{Activation, activate};
 use super::add_row::add_row;
+use super::elementwise::add;
 use super::kernel::{Floats, floats, is_native, tensor};
 use super::linear::linear;
 use super::linear_activate::linear_activate;
@@ -28,6 +29,17 @@ pub enum Packing {
     Float,
     /// 8-bit integers with a scale an output; rows are quantised as they come.
     Int8,
+}
+
+/// What is done with a product besides computing it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Epilogue<'a> {
+    /// Added to every row (N).
+    pub(super) bias: Option<&'a [f32]>,
+    /// Added (rows,N).
+    pub(super) residual: Option<&'a [f32]>,
+    /// Applied to the sum.
+    pub(super) activation: Option<Activation>,
 }
 
 /// The weight of a linear layer: (N,K), or (N,…) with K numbers an output.
@@ -142,10 +154,10 @@ impl PackedWeight {
         (outputs, self.shape.elem_count() / outputs.max(1))
     }
 
-    fn product(&self, x: &[f32], bias: Option<&[f32]>, activation: Option<Activation>) -> Result<Vec<f32>> {
+    fn product(&self, x: &[f32], epilogue: Epilogue<'_>) -> Result<Vec<f32>> {
         match &*self.form {
-            Form::Float(panels) => Ok(panels.product(x, bias, activation)),
-            Form::Int8(quantized) => quantized.product(x, bias, activation),
+            Form::Float(panels) => Ok(panels.product(x, epilogue)),
+            Form::Int8(quantized) => quantized.product(x, epilogue),
         }
     }
 
@@ -177,25 +189,34 @@ impl PackedWeight {
         }
     }
 
-    /// `f(x · Wᵀ + bias)`.
-    fn forward(&self, x: &Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
-        self.check(x, bias)?;
-        let x = x.contiguous()?;
-        if x.track_op() || bias.is_some_and(Tensor::track_op) {
-            // A frozen bias goes into the product: apart, the graph would keep the tensor before it too.
-            let (frozen, trained) = bias.map_or((None, None), |bias| match bias.track_op() {
-                true => (None, Some(bias)),
-                false => (Some(bias.contiguous()), None),
-            });
-            let mut y = x.apply_op1(PackedLinear { weight: self.clone(), bias: frozen.transpose()? })?;
-            if let Some(bias) = trained {
-                y = add_row(&y, bias)?;
-            }
-            return activation.map_or(Ok(y.clone()), |activation| activate(&y, activation));
+    /// `f(x · Wᵀ + bias)`, where something trains `x` or the bias.
+    fn forward_tracked(&self, x: &Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
+        // A frozen bias goes into the product: apart, the graph would keep the tensor before it too.
+        let (frozen, trained) = bias.map_or((None, None), |bias| match bias.track_op() {
+            true => (None, Some(bias)),
+            false => (Some(bias.contiguous()), None),
+        });
+        let mut y = x.apply_op1(PackedLinear { weight: self.clone(), bias: frozen.transpose()? })?;
+        if let Some(bias) = trained {
+            y = add_row(&y, bias)?;
         }
-        let bias = bias.map(Tensor::contiguous).transpose()?;
-        let bias = bias.as_ref().map(Floats::of).transpose()?;
-        let y = self.product(&Floats::of(&x)?, bias.as_deref(), activation)?;
+        activation.map_or(Ok(y.clone()), |activation| activate(&y, activation))
+    }
+
+    /// `f(x · Wᵀ + bias + residual)`, which nothing trains.
+    fn forward(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        residual: Option<&Tensor>,
+        activation: Option<Activation>,
+    ) -> Result<Tensor> {
+        let [bias, residual] = [bias, residual].map(|t| t.map(Tensor::contiguous).transpose());
+        let (bias, residual) = (bias?, residual?);
+        let [bias, residual] = [&bias, &residual].map(|t| t.as_ref().map(Floats::of).transpose());
+        let (bias, residual) = (bias?, residual?);
+        let epilogue = Epilogue { bias: bias.as_deref(), residual: residual.as_deref(), activation };
+        let y = self.product(&Floats::of(x)?, epilogue)?;
         let mut shape = x.dims().to_vec();
         if let Some(last) = shape.last_mut() {
             *last = self.size().0;
@@ -252,7 +273,14 @@ impl Weight {
     /// When the shapes do not fit together, or the dtypes or devices differ.
     pub fn forward(&self, x: &Tensor, bias: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
         let weight = match self {
-            Self::Packed(packed) => return packed.forward(x, bias, activation),
+            Self::Packed(packed) => {
+                packed.check(x, bias)?;
+                let x = x.contiguous()?;
+                return match x.track_op() || bias.is_some_and(Tensor::track_op) {
+                    true => packed.forward_tracked(&x, bias, activation),
+                    false => packed.forward(&x, bias, None, activation),
+                };
+            }
             Self::Plain(tensor) if tensor.rank() > 2 => &tensor.flatten_from(1)?,
             Self::Plain(tensor) => tensor,
         };
@@ -260,6 +288,30 @@ impl Weight {
             Some(activation) => linear_activate(x, weight, bias, activation),
             None => linear(x, weight, bias),
         }
+    }
+}
+
+impl Weight {
+    /// `x · Wᵀ + bias + residual`, in one pass where nothing is trained.
+    ///
+    /// # Shapes
+    /// x (…,K), bias (N), residual (…,N) → (…,N).
+    ///
+    /// # Errors
+    /// As [`Weight::forward`], and when the residual has another shape than the result.
+    pub fn forward_onto(&self, x: &Tensor, bias: Option<&Tensor>, residual: &Tensor) -> Result<Tensor> {
+        if let Self::Packed(packed) = self {
+            packed.check(x, bias)?;
+            let tracked = x.track_op() || residual.track_op() || bias.is_some_and(Tensor::track_op);
+            let fits = residual.dims().last() == Some(&packed.size().0)
+                && residual.rank() == x.rank()
+                && residual.dims()[..x.rank() - 1] == x.dims()[..x.rank() - 1]
+                && is_native(&[residual]);
+            if fits && !tracked {
+                return packed.forward(&x.contiguous()?, bias, Some(residual), None);
+            }
+        }
+        add(residual, &self.forward(x, bias, None)?)
     }
 }
 
@@ -276,7 +328,8 @@ impl CustomOp1 for PackedLinear {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
         let bias = self.bias.as_ref().map(Floats::of).transpose()?;
-        let y = self.weight.product(floats(x, layout)?, bias.as_deref(), None).map_err(candle_core::Error::wrap)?;
+        let epilogue = Epilogue { bias: bias.as_deref(), ..Epilogue::default() };
+        let y = self.weight.product(floats(x, layout)?, epilogue).map_err(candle_core::Error::wrap)?;
         let mut shape = layout.dims().to_vec();
         if let Some(last) = shape.last_mut() {
             *last = self.weight.size().0;

@@ -1,25 +1,28 @@
-//! A weight matrix laid out for products on the CPU: panels of 96 outputs, each row-major over the inputs.
+//! A weight matrix laid out for products on the CPU: panels of 48 outputs, each row-major over the inputs.
 //!
-//! W (N,K) becomes ⌈N/96⌉ panels (K,96), the last one as narrow as it must be, one after another: `N·K` numbers, the same
-//! ones. `gemm`'s kernels compute 48 outputs at a time and read a panel in the order in which it lies; nothing is rearranged
-//! for few rows, and for many once a block of rows. Against (N,K) as files hold it that is 1.1 times as fast for a
-//! batch of images, 1.2 for one image, and 1.5 for one text (Zen 4, AVX-512).
+//! W (N,K) becomes ⌈N/48⌉ panels (K,48), the last one as narrow as it must be, one after another: `N·K` numbers, the same
+//! ones. A product reads each panel in the order in which it lies, for a few rows of x at a time ([`tiles`](super::tiles)), and is cut
+//! after [`DEPTH`] inputs, so that panel and rows stay in a core's second cache. Nothing is rearranged.
 
 #![allow(unsafe_code)]
 
 use super::activation::{self, Activation};
 use super::memory::zeros;
-use super::packed::Rows;
+use super::packed::{Epilogue, Rows};
 use super::product::{Matrix, Onto, PARALLEL_FROM, Target, product_into};
 use super::simd::vectorised;
+use super::tiles::{Kernels, Tile, VECTORS};
 use crate::Result;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
-/// Outputs of one panel: two registers' worth of every kernel's columns, and a panel of 768 inputs is 288 KiB.
-const WIDTH: usize = 96;
-/// Rows that one task multiplies with one panel: with their inputs they stay in a core's second cache.
-const ROWS: usize = 256;
+/// Outputs of one panel: a tile's columns with the widest vectors.
+const WIDTH: usize = 48;
+/// Inputs after which a product is cut: that much of a panel is 72 KiB.
+const DEPTH: usize = 384;
+/// Rows that one task multiplies at most: as long as the inputs are cut, these are 288 KiB.
+const ROWS: usize = 192;
 /// Inputs of a square that is turned round at a time.
 const BLOCK: usize = 16;
 
@@ -65,39 +68,35 @@ impl Panels {
         (&self.values[index * WIDTH * self.inputs..][..width * self.inputs], width)
     }
 
-    /// `f(x · Wᵀ + bias)` for `x` (rows,K); the activation is applied to what has just been computed. Runs on all cores, and
-    /// gives the same bits on any number of them.
-    pub(super) fn product(&self, x: &[f32], bias: Option<&[f32]>, activation: Option<Activation>) -> Vec<f32> {
+    /// `f(x · Wᵀ + bias + residual)` for `x` (rows,K) and `residual` (rows,N); the activation is applied to what has just been
+    /// computed. Runs on all cores, and gives the same bits on any number of them.
+    pub(super) fn product(&self, x: &[f32], epilogue: Epilogue<'_>) -> Vec<f32> {
         let (outputs, inputs) = (self.outputs, self.inputs);
         let rows = x.len() / inputs.max(1);
         if rows * outputs == 0 {
             return Vec::new();
         }
-        let part = rows.div_ceil(rows.div_ceil(ROWS)).next_multiple_of(8);
-        let panels = outputs.div_ceil(WIDTH);
-        let tasks = rows.div_ceil(part) * panels;
         let mut values = Vec::with_capacity(rows * outputs);
         let target = Target::new(&mut values.spare_capacity_mut()[..rows * outputs], outputs);
-        let run = |task: usize| {
-            let (first, index) = (task / panels * part, task % panels);
-            let count = part.min(rows - first);
-            let (panel, width) = self.panel(index);
-            let a = Matrix::new(&x[first * inputs..][..count * inputs], count, inputs);
-            let bias = bias.map(|bias| &bias[index * WIDTH..][..width]);
-            // SAFETY: each task has rows and columns of its own, which lie inside the memory.
-            unsafe {
-                let target = target.at(first, index * WIDTH);
-                (0..count).for_each(|row| fill(target.row(row, width), bias));
-                product_into(target, Onto::Values, 1.0, a, Matrix::new(panel, inputs, width));
-                if let Some(activation) = activation {
-                    (0..count).for_each(|row| activate(activation, target.row(row, width)));
-                }
-            }
+        let job = Job { panels: self, x, kernels: Kernels::detect(), epilogue, target };
+        let panels = outputs.div_ceil(WIDTH);
+        let threads = if rows * outputs * inputs < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
+        // Few rows share out the panels; many are shared out themselves. No two tasks have a row and a panel in common.
+        let (rows_each, panels_each) = match rows {
+            _ if threads == 1 => (ROWS, panels),
+            ..=ROWS => (rows, panels.div_ceil(threads * TASKS)),
+            _ => (rows.div_ceil(threads * rows.div_ceil(threads * ROWS)).next_multiple_of(8), panels),
         };
-        if tasks == 1 || rows * outputs * inputs < PARALLEL_FROM {
-            (0..tasks).for_each(run);
+        let across = panels.div_ceil(panels_each);
+        let run = |task: usize| {
+            let (row, panel) = (task / across * rows_each, task % across * panels_each);
+            job.run(row..rows.min(row + rows_each), panel..panels.min(panel + panels_each));
+        };
+        let tasks = rows.div_ceil(rows_each) * across;
+        if threads == 1 {
+            (0..tasks).for_each(run)
         } else {
-            (0..tasks).into_par_iter().for_each(run);
+            (0..tasks).into_par_iter().for_each(run)
         }
         // SAFETY: the tasks wrote all `rows · outputs` elements.
         unsafe { values.set_len(rows * outputs) };
@@ -125,12 +124,85 @@ impl Panels {
     }
 }
 
-fn fill(row: &mut [MaybeUninit<f32>], bias: Option<&[f32]>) {
-    match bias {
-        None => row.fill(MaybeUninit::new(0.0)),
-        Some(bias) => {
-            for (value, &bias) in row.iter_mut().zip(bias) {
-                value.write(bias);
+/// Tasks a thread, where rows are few: who is late with one holds up the others for less.
+const TASKS: usize = 4;
+
+/// A product under way.
+struct Job<'a> {
+    panels: &'a Panels,
+    /// (rows,K)
+    x: &'a [f32],
+    kernels: Kernels,
+    epilogue: Epilogue<'a>,
+    target: Target,
+}
+
+impl Job<'_> {
+    /// Some rows times some panels. No two tasks may share a row and a panel.
+    fn run(&self, rows: Range<usize>, panels: Range<usize>) {
+        let inputs = self.panels.inputs;
+        for start in (0..inputs).step_by(DEPTH) {
+            let depth = DEPTH.min(inputs - start);
+            for index in panels.clone() {
+                let (panel, width) = self.panels.panel(index);
+                // SAFETY: these rows and columns lie inside the memory and are this task's alone.
+                let out = unsafe { self.target.at(rows.start, index * WIDTH) };
+                if start == 0 {
+                    self.begin(out, rows.clone(), index * WIDTH..index * WIDTH + width);
+                }
+                self.add_product(out, rows.clone(), &panel[start * width..][..depth * width], start..start + depth);
+                if let (Some(activation), true) = (self.epilogue.activation, start + depth == inputs) {
+                    // SAFETY: the rows lie inside the memory, are this task's alone, and have values.
+                    (0..rows.len()).for_each(|row| unsafe { activate(activation, out.row(row, width)) });
+                }
+            }
+        }
+    }
+
+    /// Adds the product of some rows and inputs with a part of a panel, (inputs, width), tile by tile.
+    fn add_product(&self, out: Target, rows: Range<usize>, part: &[f32], inputs: Range<usize>) {
+        let Kernels { rows: height, lanes, .. } = self.kernels;
+        let width = part.len() / inputs.len();
+        for column in (0..width).step_by(VECTORS * lanes) {
+            let columns = (width - column).min(VECTORS * lanes);
+            let vectors = columns.div_ceil(lanes);
+            for row in rows.clone().step_by(height) {
+                let count = height.min(rows.end - row);
+                let x = &self.x[row * self.panels.inputs..][..count * self.panels.inputs];
+                // SAFETY: x has `count` rows with these inputs, the part as many rows of `width` values, and the target these rows
+                // and columns, which have values and are this task's alone.
+                unsafe {
+                    self.kernels.kernel(count, vectors)(Tile {
+                        a: x[inputs.start..].as_ptr(),
+                        a_stride: self.panels.inputs,
+                        b: part[column..].as_ptr(),
+                        b_stride: width,
+                        depth: inputs.len(),
+                        c: out.at(row - rows.start, column).pointer(),
+                        c_stride: self.panels.outputs,
+                        last: columns - (vectors - 1) * lanes,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Gives rows and columns the values that products are added to.
+    fn begin(&self, out: Target, rows: Range<usize>, columns: Range<usize>) {
+        let bias = self.epilogue.bias.map(|bias| &bias[columns.clone()]);
+        for row in rows.clone() {
+            let residual = self.epilogue.residual.map(|x| &x[row * self.panels.outputs..][columns.clone()]);
+            // SAFETY: promised by who calls: this task's own, inside the memory.
+            let values = unsafe { out.row(row - rows.start, columns.len()) };
+            match (bias, residual) {
+                (None, None) => values.fill(MaybeUninit::new(0.0)),
+                (Some(one), None) | (None, Some(one)) => {
+                    values.iter_mut().zip(one).for_each(|(value, &one)| _ = value.write(one));
+                }
+                (Some(bias), Some(residual)) => {
+                    let both = bias.iter().zip(residual);
+                    values.iter_mut().zip(both).for_each(|(value, (b, r))| _ = value.write(b + r));
+                }
             }
         }
     }
@@ -189,18 +261,25 @@ mod tests {
 
     #[test]
     fn packing_loses_nothing_and_products_both_ways_are_exact_to_rounding() {
-        for (rows, outputs, inputs) in [(1, 1, 1), (0, 5, 3), (3, 96, 16), (50, 200, 33), (7, 97, 40), (600, 130, 65)] {
+        for (rows, outputs, inputs) in
+            [(1, 1, 1), (0, 5, 3), (3, 96, 16), (50, 200, 33), (7, 97, 400), (600, 130, 65), (12, 61, 769)]
+        {
             let (weight, x, bias) = (values(outputs * inputs, 1), values(rows * inputs, 2), values(outputs, 3));
             let panels = Panels::new(outputs, inputs, &copy_rows(&weight, inputs)).expect("panels");
             assert_eq!(panels.unpack(), weight);
-            let y = panels.product(&x, Some(&bias), Some(Activation::Relu));
+            let residual = values(rows * outputs, 5);
+            let activation = Some(Activation::Relu);
+            let y = panels.product(&x, Epilogue { bias: Some(&bias), residual: Some(&residual), activation });
             assert_eq!(y.len(), rows * outputs);
             for (i, &y) in y.iter().enumerate() {
                 let (row, output) = (i / outputs, i % outputs);
                 let dot: f64 =
                     (0..inputs).map(|k| f64::from(x[row * inputs + k]) * f64::from(weight[output * inputs + k])).sum();
-                let expected = (dot + f64::from(bias[output])).max(0.0);
-                assert!((f64::from(y) - expected).abs() < 1e-4, "{rows}x{outputs}x{inputs}: {y} {expected}");
+                let expected = (dot + f64::from(bias[output]) + f64::from(residual[i])).max(0.0);
+                assert!(
+                    (f64::from(y) - expected).abs() < 1e-5 * inputs.max(10) as f64,
+                    "{rows}x{outputs}x{inputs}: {y} {expected}"
+                );
             }
             let grad = values(rows * outputs, 4);
             for (i, &dx) in panels.backward(&grad).iter().enumerate() {

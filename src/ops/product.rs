@@ -93,6 +93,11 @@ impl Target {
         Self { start: unsafe { self.start.add(row * self.row_stride + column * self.column_stride) }, ..self }
     }
 
+    /// Its first element.
+    pub(super) fn pointer(self) -> *mut f32 {
+        self.start
+    }
+
     /// The first `length` places of a row.
     ///
     /// # Safety

@@ -5,9 +5,9 @@
 //! integers, by `rten-gemm`'s kernels (VNNI, AVX2, NEON dot product, i8mm). Where these add pairs of products in 16 bits and
 //! would saturate (AVX2 without VNNI), `u` keeps to 0…127, so that no pair exceeds 2·127·127 < 2¹⁵.
 
-use super::activation::{self, Activation};
+use super::activation;
 use super::kernel::build_rows;
-use super::packed::Rows;
+use super::packed::{Epilogue, Rows};
 use super::simd::{maximum, mul_add, sum, vectorised};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -116,12 +116,14 @@ impl Quantized {
         Ok(sums)
     }
 
-    /// `f(x · Wᵀ + bias)` for `x` (rows,K). A row with a value that is not finite becomes NaN.
-    pub(super) fn product(&self, x: &[f32], bias: Option<&[f32]>, activation: Option<Activation>) -> Result<Vec<f32>> {
+    /// `f(x · Wᵀ + bias + residual)` for `x` (rows,K). A row with a value that is not finite becomes NaN.
+    pub(super) fn product(&self, x: &[f32], epilogue: Epilogue<'_>) -> Result<Vec<f32>> {
+        let Epilogue { bias, residual, activation } = epilogue;
         let (outputs, inputs) = (self.outputs, self.inputs);
         let largest = if GemmExecutor::<u8, i8, i32>::default().may_saturate() { 127.0 } else { 255.0 };
         let mut y = Vec::with_capacity(x.len() / inputs.max(1) * outputs);
-        for block in x.chunks((ROWS * inputs).max(1)) {
+        for (index, block) in x.chunks((ROWS * inputs).max(1)).enumerate() {
+            let residual = residual.map(|residual| &residual[index * ROWS * outputs..]);
             let rows = block.len() / inputs;
             let (mut integers, mut scales) = (vec![0u8; rows * inputs], vec![RowScale::default(); rows]);
             let each = integers.par_chunks_mut(inputs).zip(block.par_chunks(inputs)).zip(scales.par_iter_mut());
@@ -133,11 +135,13 @@ impl Quantized {
                     let (sums, scale) = (&sums[row * outputs..][..outputs], scales[row]);
                     let Some(activation) = activation else {
                         scale_row(sums, &self.sums, &self.scales, (scale.scale, scale.zero), y);
-                        add_bias(y, bias);
+                        add_to(y, bias);
+                        add_to(y, residual.map(|residual| &residual[row * outputs..][..outputs]));
                         continue;
                     };
                     scale_row(sums, &self.sums, &self.scales, (scale.scale, scale.zero), &mut before);
-                    add_bias(&mut before, bias);
+                    add_to(&mut before, bias);
+                    add_to(&mut before, residual.map(|residual| &residual[row * outputs..][..outputs]));
                     activation::forward(activation, &before, y);
                 }
             });
@@ -150,9 +154,9 @@ impl Quantized {
     }
 }
 
-fn add_bias(y: &mut [f32], bias: Option<&[f32]>) {
-    if let Some(bias) = bias {
-        super::kernel::add_assign(y, bias);
+fn add_to(y: &mut [f32], x: Option<&[f32]>) {
+    if let Some(x) = x {
+        super::kernel::add_assign(y, x);
     }
 }
 
@@ -269,7 +273,7 @@ mod tests {
         let largest = vec![1.0; outputs * inputs];
         let quantized = Quantized::new(outputs, inputs, &copy_rows(&largest, inputs))?;
         let x = vec![1.0; 3 * inputs];
-        for y in quantized.product(&x, None, None)? {
+        for y in quantized.product(&x, Epilogue::default())? {
             assert!((y - inputs as f32).abs() < 1e-3, "{y}");
         }
         let weight = values(outputs * inputs, 5);
@@ -278,7 +282,7 @@ mod tests {
         for rows in [1, 5, 300] {
             let x = values(rows * inputs, 7);
             let bias = values(outputs, 9);
-            let y = quantized.product(&x, Some(&bias), None)?;
+            let y = quantized.product(&x, Epilogue { bias: Some(&bias), ..Epilogue::default() })?;
             assert_eq!(y.len(), rows * outputs);
             for (i, &y) in y.iter().enumerate() {
                 let (row, output) = (i / outputs, i % outputs);
@@ -298,7 +302,7 @@ mod tests {
         let mut x = vec![0.0; 48];
         x[16] = f32::NAN;
         x[40] = f32::INFINITY;
-        let y = quantized.product(&x, Some(&bias), None)?;
+        let y = quantized.product(&x, Epilogue { bias: Some(&bias), ..Epilogue::default() })?;
         assert_eq!(y[..16], bias);
         assert!(y[16..].iter().all(|y| y.is_nan()));
         Ok(())

@@ -17,7 +17,7 @@ const BLOCK_VALUES: usize = 1 << 24;
 
 /// Calls `each` with blocks of whole rows of the similarities of `queries` (Q) and `gallery` (G), as the index of the block's
 /// first row and its values (rows·G), so that the matrix never exists as a whole.
-fn for_each_block(
+pub(crate) fn for_each_block(
     queries: &Embeddings,
     gallery: &Embeddings,
     mut each: impl FnMut(usize, &[f32]) -> Result<()>,

@@ -50,6 +50,9 @@ pub(super) struct Place {
     pub(super) step: usize,
     /// The bits of the sum of this epoch's losses: a decimal number would lose the last of them.
     pub(super) loss_bits: u64,
+    /// The training images that could not be read so far, and why.
+    #[serde(default)]
+    pub(super) broken: Vec<(usize, String)>,
     /// The recipe, which must be the same when the run goes on.
     pub(super) recipe: String,
 }
@@ -203,7 +206,12 @@ mod tests {
     use super::*;
 
     fn place(step: usize) -> Place {
-        Place { step, loss_bits: 0.1f64.to_bits(), recipe: String::from("r") }
+        Place {
+            step,
+            loss_bits: 0.1f64.to_bits(),
+            broken: vec![(3, String::from("is empty"))],
+            recipe: String::from("r"),
+        }
     }
 
     fn tensors(value: f32) -> Tensors {

@@ -5,6 +5,7 @@ use super::checkpoint::CheckpointConfig;
 use super::forward::Precision;
 use super::groups::GroupRule;
 use super::schedule::Schedule;
+use crate::data::Tolerance;
 use crate::image::Augment;
 use crate::loss::Loss;
 use crate::weights::Activations;
@@ -54,7 +55,10 @@ pub struct TrainConfig {
     pub workers: usize,
     /// Random views of the training images.
     pub augment: Augment,
-    /// How many bytes of resized images are kept in memory between epochs.
+    /// How many training images may be unreadable: each is left out of its batches and listed in the report.
+    pub broken_images: Tolerance,
+    /// How many bytes of decoded (and, unless crops are resized, resized) images are kept in memory between epochs; the others are read
+    /// anew. More than the default pays off where a step is fast and the data set fits.
     pub image_cache_bytes: usize,
     /// When the evaluation split is evaluated.
     pub evaluation: Evaluation,
@@ -103,7 +107,8 @@ impl Default for TrainConfig {
             seed: 0,
             workers: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             augment: Augment::default(),
-            image_cache_bytes: 2 << 30,
+            broken_images: Tolerance::default(),
+            image_cache_bytes: 256 << 20,
             evaluation: Evaluation::EachEpoch,
         }
     }
@@ -157,6 +162,7 @@ impl TrainConfig {
         let shared = Self {
             workers: 1,
             image_cache_bytes: 0,
+            broken_images: Tolerance::NONE,
             evaluation: Evaluation::EachEpoch,
             checkpoints: None,
             ..self.clone()

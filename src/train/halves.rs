@@ -2,49 +2,62 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use candle_core::Tensor;
 
+use super::broken::{Broken, readable, reason};
 use super::config::TrainConfig;
-use super::pooled::{pool_images, pool_texts, select};
+use super::pooled::{pool_images, pool_readable, pool_texts, select};
 use super::progress::Progress;
 use crate::data::{BatchLoader, LastBatch, LoaderConfig};
 use crate::image::image_crate::RgbImage;
-use crate::image::{Augment, ImageProcessor, ImageSize, PixelArray};
+use crate::image::{Augment, ImageProcessor, ImageSource, PixelArray};
 use crate::text::TokenBatch;
 use crate::{ClipModel, Error, Result};
 
-/// Pooled outputs (N,E) of different inputs, and which row each input has.
+/// Pooled outputs (N,E) of different inputs, and which row each input has; none where it could not be read.
 pub(super) struct Kept {
     rows: Tensor,
-    train: Vec<u32>,
+    train: Vec<Option<u32>>,
     evaluation: Vec<u32>,
+    /// Training inputs without a row, and why.
+    broken: Vec<(usize, String)>,
 }
 
 impl Kept {
+    /// `pool` gives the rows of its inputs, and the inputs that have none, in their order.
     fn new<T: std::hash::Hash + Eq + Clone>(
         train: &[T],
         evaluation: &[T],
-        pool: impl FnOnce(&[T]) -> Result<Tensor>,
+        pool: impl FnOnce(&[T]) -> Result<(Tensor, Vec<(usize, Error)>)>,
     ) -> Result<Self> {
         let (mut place, mut inputs) = (HashMap::new(), Vec::new());
-        let mut row = |input: &T| {
+        let mut index = |input: &T| {
             *place.entry(input.clone()).or_insert_with(|| {
                 inputs.push(input.clone());
-                (inputs.len() - 1) as u32
+                inputs.len() - 1
             })
         };
-        let train = train.iter().map(&mut row).collect();
-        let evaluation = evaluation.iter().map(&mut row).collect();
-        Ok(Self { rows: pool(&inputs)?, train, evaluation })
+        let train: Vec<usize> = train.iter().map(&mut index).collect();
+        let evaluation: Vec<usize> = evaluation.iter().map(&mut index).collect();
+        let (rows, mut without) = pool(&inputs)?;
+        let find = |without: &[(usize, Error)], input: usize| without.binary_search_by_key(&input, |(i, _)| *i);
+        // What is measured must not depend on what can be read.
+        if let Some(at) = evaluation.iter().find_map(|&input| find(&without, input).ok()) {
+            return Err(without.swap_remove(at).1);
+        }
+        let row = |&input: &usize| find(&without, input).err().map(|before| (input - before) as u32);
+        let broken = train.iter().enumerate().filter_map(|(i, &input)| Some((i, find(&without, input).ok()?)));
+        let broken = broken.map(|(i, at)| (i, reason(&without[at].1))).collect();
+        let evaluation = evaluation.iter().filter_map(row).collect();
+        Ok(Self { rows, train: train.iter().map(row).collect(), evaluation, broken })
     }
 
-    /// The rows of these training inputs.
+    /// The rows of these training inputs, all of which have one.
     fn train(&self, indices: &[usize]) -> Result<Tensor> {
-        select(&self.rows, &indices.iter().map(|&i| self.train[i]).collect::<Vec<_>>())
+        select(&self.rows, &indices.iter().filter_map(|&i| self.train[i]).collect::<Vec<_>>())
     }
 
     /// The rows of all evaluation inputs.
@@ -66,23 +79,36 @@ pub(super) enum EpochImages<'a> {
     /// Rows to choose from.
     Kept(&'a Kept),
     /// Pixel values from the worker threads.
-    Loaded(BatchLoader<PixelArray>),
+    Loaded(BatchLoader<Result<PixelArray>>),
 }
 
 impl Images {
     pub(super) fn new(
         model: &ClipModel,
         config: &TrainConfig,
-        train: Vec<PathBuf>,
-        evaluation: &[PathBuf],
+        train: Vec<ImageSource>,
+        evaluation: &[ImageSource],
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Self> {
         let encoder = model.image_encoder();
+        config.augment.validate()?;
         if encoder.is_frozen() && config.augment == Augment::default() {
-            let pool = |files: &[PathBuf]| pool_images(model, files, config.workers, progress);
+            let total = train.len();
+            let pool = |images: &[ImageSource]| {
+                let (mut counted, mut without) = (Broken::new(config.broken_images, total), Vec::new());
+                let mut broken = |i: usize, error: Error| {
+                    counted.note(i, &images[i].to_string(), &reason(&error))?;
+                    without.push((i, error));
+                    Ok(())
+                };
+                let rows = pool_readable(model, images, config.workers, &mut broken, progress)?;
+                Ok((rows, without))
+            };
             return Ok(Self::Kept(Kept::new(&train, evaluation, pool)?));
         }
-        Ok(Self::Files(Arc::new(ResizedImages::new(encoder.processor().clone(), train, config.image_cache_bytes))))
+        let processor = encoder.processor().clone();
+        let images = ResizedImages::new(processor, config.augment, train, config.image_cache_bytes);
+        Ok(Self::Files(Arc::new(images)))
     }
 
     /// Starts an epoch that visits the images in `order`.
@@ -90,8 +116,8 @@ impl Images {
         match self {
             Self::Kept(kept) => Ok(EpochImages::Kept(kept)),
             Self::Files(images) => {
-                let (images, augment, seed) = (images.clone(), config.augment, config.seed);
-                let job = move |i| images.view(i, &augment, seed, epoch);
+                let (images, seed) = (images.clone(), config.seed);
+                let job = move |i| readable(images.view(i, seed, epoch));
                 let TrainConfig { batch_size, workers, .. } = *config;
                 let config = LoaderConfig { batch_size, workers, prefetch: 2, last: LastBatch::Drop };
                 Ok(EpochImages::Loaded(BatchLoader::new(order.to_vec(), config, job)?))
@@ -99,30 +125,64 @@ impl Images {
         }
     }
 
-    /// The pooled outputs (N,E) of all evaluation images, whose files are `files`.
+    /// The training images that are known to be unreadable before the first step, and why.
+    pub(super) fn broken(&self) -> &[(usize, String)] {
+        match self {
+            Self::Kept(kept) => &kept.broken,
+            Self::Files(_) => &[],
+        }
+    }
+
+    /// The pooled outputs (N,E) of all evaluation images, which are `images`.
     pub(super) fn evaluation(
         &self,
         model: &ClipModel,
-        files: &[PathBuf],
+        images: &[ImageSource],
         workers: usize,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Tensor> {
         match self {
             Self::Kept(kept) => kept.evaluation(),
-            Self::Files(_) => pool_images(model, files, workers, progress),
+            Self::Files(_) => pool_images(model, images, workers, progress),
         }
     }
 }
 
+/// The next batch of an epoch.
+pub(super) struct NextImages {
+    /// The images that could be read, in order.
+    pub(super) indices: Vec<usize>,
+    /// What is known of them; `None` if there are none.
+    pub(super) images: Option<ImageBatch>,
+    /// The others, and why, unless they were known before.
+    pub(super) broken: Vec<(usize, String)>,
+}
+
 impl EpochImages<'_> {
     /// The images of the next batch, which `indices` are.
-    pub(super) fn next(&mut self, model: &ClipModel, indices: &[usize]) -> Result<ImageBatch> {
+    pub(super) fn next(&mut self, model: &ClipModel, indices: &[usize]) -> Result<NextImages> {
+        let mut broken = Vec::new();
         match self {
-            Self::Kept(kept) => kept.train(indices).map(ImageBatch::Pooled),
+            Self::Kept(kept) => {
+                let indices: Vec<usize> = indices.iter().copied().filter(|&i| kept.train[i].is_some()).collect();
+                let pooled = if indices.is_empty() { None } else { Some(kept.train(&indices)?) };
+                Ok(NextImages { indices, images: pooled.map(ImageBatch::Pooled), broken })
+            }
             Self::Loaded(loader) => {
                 let ended = || Error::argument("order", "the loader ended before the epoch");
-                let arrays = loader.next().ok_or_else(ended)??;
-                PixelArray::stack(&arrays, model.image_encoder().device()).map(ImageBatch::Pixels)
+                let (mut good, mut arrays) = (Vec::with_capacity(indices.len()), Vec::with_capacity(indices.len()));
+                for (&i, image) in indices.iter().zip(loader.next().ok_or_else(ended)??) {
+                    match image {
+                        Ok(array) => {
+                            good.push(i);
+                            arrays.push(array);
+                        }
+                        Err(error) => broken.push((i, reason(&error))),
+                    }
+                }
+                let device = model.image_encoder().device();
+                let pixels = if arrays.is_empty() { None } else { Some(PixelArray::stack(&arrays, device)?) };
+                Ok(NextImages { indices: good, images: pixels.map(ImageBatch::Pixels), broken })
             }
         }
     }
@@ -172,28 +232,29 @@ impl TextBatch {
     }
 }
 
-/// Training images after decoding and resizing: kept in memory as far as the budget goes, read again beyond it.
+/// Training images as far as they are the same every epoch: kept in memory as far as the budget goes, read again beyond it.
 pub(super) struct ResizedImages {
     processor: ImageProcessor,
-    files: Vec<PathBuf>,
+    augment: Augment,
+    sources: Vec<ImageSource>,
     kept: Vec<OnceLock<RgbImage>>,
     bytes: AtomicUsize,
     budget: usize,
 }
 
 impl ResizedImages {
-    pub(super) fn new(processor: ImageProcessor, files: Vec<PathBuf>, budget: usize) -> Self {
-        let kept = files.iter().map(|_| OnceLock::new()).collect();
-        Self { processor, files, kept, bytes: AtomicUsize::new(0), budget }
+    fn new(processor: ImageProcessor, augment: Augment, sources: Vec<ImageSource>, budget: usize) -> Self {
+        let kept = sources.iter().map(|_| OnceLock::new()).collect();
+        Self { processor, augment, sources, kept, bytes: AtomicUsize::new(0), budget }
     }
 
     /// The pixel values of image `i` in the view that it has in `epoch`.
-    fn view(&self, i: usize, augment: &Augment, seed: u64, epoch: usize) -> Result<PixelArray> {
+    fn view(&self, i: usize, seed: u64, epoch: usize) -> Result<PixelArray> {
         let read;
         let resized = match self.kept[i].get() {
             Some(resized) => resized,
             None => {
-                read = self.processor.resized(&self.files[i])?;
+                read = self.processor.augmentable(&self.sources[i], &self.augment)?;
                 let bytes = read.as_raw().len();
                 let room = |used: usize| used.checked_add(bytes).filter(|&used| used <= self.budget);
                 if self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok() {
@@ -203,8 +264,7 @@ impl ResizedImages {
             }
         };
         let mut rng = Augment::rng(seed, epoch as u64, i as u64);
-        let view = augment.view(ImageSize::of(resized), self.processor.config(), &mut rng)?;
-        Ok(self.processor.finish(resized, &view))
+        self.processor.augmented(resized, &self.augment, &mut rng)
     }
 }
 
@@ -234,7 +294,8 @@ impl Texts {
         let all: Vec<&str> = train.iter().flatten().map(String::as_str).collect();
         let first = train.iter().scan(0, |next, captions| Some(std::mem::replace(next, *next + captions.len())));
         let first = first.collect();
-        let kept = Kept::new(&all, evaluation, |texts| pool_texts(model, texts, progress))?;
+        let pool = |texts: &[&str]| Ok((pool_texts(model, texts, progress)?, Vec::new()));
+        let kept = Kept::new(&all, evaluation, pool)?;
         Ok(Self::Kept { kept, first })
     }
 

@@ -12,9 +12,11 @@
 //! | to train few numbers | [`ClipModel::with_lora`](crate::ClipModel::with_lora) |
 //! | slower lower layers, other rates and decays | [`TrainConfig::layer_decay`], [`TrainConfig::groups`] |
 //! | an average of the weights | [`TrainConfig::ema`] |
+//! | to train on data with broken files | [`TrainConfig::broken_images`], [`TrainReport::skipped`] |
 //! | to go on after a crash | [`TrainConfig::checkpoints`] |
 
 mod any_optimizer;
+mod broken;
 mod checkpoint;
 mod config;
 mod ema;

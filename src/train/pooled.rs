@@ -1,14 +1,15 @@
 //! Pooled outputs of whole lists, without a graph: for frozen towers once a run, for evaluation whenever it is due.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::Tensor;
 
+use super::broken::readable;
 use super::progress::{Half, Progress};
 use crate::data::{BatchLoader, LastBatch, LoaderConfig, Split};
-use crate::image::PixelArray;
+use crate::image::{ImageSource, PixelArray};
 use crate::retrieval::{CaptionPairs, RetrievalReport};
-use crate::{ClipModel, Embeddings, Result};
+use crate::{ClipModel, Embeddings, Error, Result};
 
 /// Images in a forward pass without a graph.
 const IMAGES: usize = 32;
@@ -27,7 +28,7 @@ pub fn evaluate_retrieval(
     workers: usize,
     mut progress: impl FnMut(&Progress),
 ) -> Result<RetrievalReport> {
-    let images = pool_images(model, &paths(folder.as_ref(), split.images()), workers, &mut progress)?;
+    let images = pool_images(model, &split.sources(folder), workers, &mut progress)?;
     let texts = pool_texts(model, &split.flat_captions().0, &mut progress)?;
     recalls(model, split, &images, &texts)
 }
@@ -40,32 +41,51 @@ pub(super) fn recalls(model: &ClipModel, split: &Split, images: &Tensor, texts: 
     RetrievalReport::from_embeddings(&images, &texts, &pairs)
 }
 
-/// The files of `images` under `folder`.
-pub(super) fn paths(folder: &Path, images: &[String]) -> Vec<PathBuf> {
-    images.iter().map(|image| folder.join(image)).collect()
-}
-
 /// # Shapes
-/// N files → (N,E).
+/// N images → (N,E).
 pub(super) fn pool_images(
     model: &ClipModel,
-    files: &[PathBuf],
+    images: &[ImageSource],
     workers: usize,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Tensor> {
+    pool_readable(model, images, workers, &mut |_, error| Err(error), progress)
+}
+
+/// Like [`pool_images`], but `broken` may pass over images that cannot be read, which then have no row.
+///
+/// # Shapes
+/// N images → (number that can be read, E).
+pub(super) fn pool_readable(
+    model: &ClipModel,
+    images: &[ImageSource],
+    workers: usize,
+    broken: &mut dyn FnMut(usize, Error) -> Result<()>,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Tensor> {
     let encoder = model.image_encoder();
-    let (processor, paths) = (encoder.processor().clone(), files.to_vec());
+    let (processor, sources) = (encoder.processor().clone(), images.to_vec());
     let config = LoaderConfig { batch_size: IMAGES, workers, prefetch: 2, last: LastBatch::Keep };
-    let loader = BatchLoader::new((0..files.len()).collect(), config, move |i| processor.preprocess(&paths[i]))?;
-    let mut rows = Vec::with_capacity(files.len().div_ceil(IMAGES));
+    let job = move |i: usize| readable(processor.preprocess(&sources[i]));
+    let loader = BatchLoader::new((0..images.len()).collect(), config, job)?;
+    let (mut rows, mut done) = (Vec::with_capacity(images.len().div_ceil(IMAGES)), 0);
     for batch in loader {
-        let pixel_values = PixelArray::stack(&batch?, encoder.device())?;
-        rows.push(encoder.pooled_detached(&pixel_values)?);
-        let done = files.len().min(rows.len() * IMAGES);
-        progress(&Progress::Pooling { half: Half::Image, done, total: files.len() });
+        let mut arrays = Vec::with_capacity(IMAGES);
+        for image in batch? {
+            match image {
+                Ok(array) => arrays.push(array),
+                Err(error) => broken(done, error)?,
+            }
+            done += 1;
+        }
+        if !arrays.is_empty() {
+            let pixel_values = PixelArray::stack(&arrays, encoder.device())?;
+            rows.push(encoder.pooled_detached(&pixel_values)?);
+        }
+        progress(&Progress::Pooling { half: Half::Image, done, total: images.len() });
     }
     if rows.is_empty() {
-        return Err(crate::Error::argument("images", "the list is empty; give at least one"));
+        return Err(Error::argument("images", "there is none that can be read; give at least one"));
     }
     Ok(Tensor::cat(&rows, 0)?)
 }

@@ -1,5 +1,6 @@
 //! What a run tells its caller while it goes on, and at its end.
 
+use crate::data::Skipped;
 use crate::retrieval::RetrievalReport;
 
 /// One of a model's two halves.
@@ -24,11 +25,13 @@ pub enum Progress {
         /// How many there are.
         total: usize,
     },
+    /// A training image could not be read and was left out, for the first time in this run.
+    Skipped(Skipped),
     /// An optimiser step was taken.
     Step(Step),
     /// The evaluation split was evaluated.
     Evaluated {
-        /// The epoch it follows, counted from 1.
+        /// The epoch it follows, counted from 1; 0 is before training.
         epoch: usize,
         /// What it found.
         report: RetrievalReport,
@@ -63,6 +66,8 @@ pub struct TrainReport {
     pub steps: usize,
     /// The mean loss of the last epoch.
     pub loss: f64,
+    /// The samples that were left out: rows when the data was read, then images in the order of the split.
+    pub skipped: Vec<Skipped>,
     /// The last evaluation, if there was something to evaluate.
     pub evaluation: Option<RetrievalReport>,
     /// Seconds in which frozen towers ran once.

@@ -8,23 +8,25 @@
 //! input every epoch runs once: then a step is a choice of rows and two projections.
 
 use std::marker::PhantomData;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use candle_core::Var;
 
 use super::any_optimizer::Optimizer;
+use super::broken::Broken;
 use super::checkpoint::{self, CheckpointConfig, Place, Tensors};
 use super::config::{Evaluation, TrainConfig};
 use super::ema::Ema;
 use super::groups::Rates;
-use super::halves::{Images, Texts};
-use super::pooled::{paths, recalls};
+use super::halves::{Images, NextImages, Texts};
+use super::pooled::recalls;
 use super::progress::{Progress, Step, TrainReport};
 use super::step::Batch;
 use crate::data::{Sampler, Split};
+use crate::image::ImageSource;
 use crate::retrieval::RetrievalReport;
-use crate::{ClipModel, Error, Result};
+use crate::{ClipModel, Embeddings, Error, ErrorKind, Result};
 
 /// Trains a model in place: its variables are the caller's.
 pub struct Trainer<'a> {
@@ -38,6 +40,7 @@ pub struct Trainer<'a> {
     pub(super) taken: usize,
     /// The sum of the epoch's losses so far.
     loss_sum: f64,
+    broken: Broken,
 }
 
 /// What a run works on: the training and evaluation splits, and the outputs of frozen towers that see the same input every epoch.
@@ -46,7 +49,7 @@ pub struct TrainData<'s> {
     evaluation: Option<&'s Split>,
     images: Images,
     texts: Texts,
-    test_files: Vec<PathBuf>,
+    test_images: Vec<ImageSource>,
     test_texts: Vec<&'s str>,
     seconds: f64,
 }
@@ -68,26 +71,47 @@ impl<'s> TrainData<'s> {
         config.steps(train.image_count())?;
         let (started, folder) = (Instant::now(), folder.as_ref());
         [Some(train), evaluation].into_iter().flatten().try_for_each(|split| split.check_images(folder))?;
-        let test_files: Vec<PathBuf> = evaluation.map(|split| paths(folder, split.images())).unwrap_or_default();
+        let test_images = evaluation.map(|split| split.sources(folder)).unwrap_or_default();
         let test_texts = evaluation.map(|split| split.flat_captions().0).unwrap_or_default();
-        let train_files = paths(folder, train.images());
-        let images = Images::new(model, config, train_files, &test_files, &mut progress)?;
+        let images = Images::new(model, config, train.sources(folder), &test_images, &mut progress)?;
         let texts = Texts::new(model, train.captions(), &test_texts, &mut progress)?;
         let seconds = started.elapsed().as_secs_f64();
-        Ok(Self { train, evaluation, images, texts, test_files, test_texts, seconds })
+        Ok(Self { train, evaluation, images, texts, test_images, test_texts, seconds })
     }
 
-    /// Recall on the evaluation split, if there is one.
-    fn evaluate(
+    /// Recall of `model` on the evaluation split, if there is one: before training, say.
+    ///
+    /// # Errors
+    /// When an image cannot be read; the error names it.
+    pub fn evaluate(
         &self,
         model: &ClipModel,
         workers: usize,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Option<RetrievalReport>> {
         let Some(split) = self.evaluation else { return Ok(None) };
-        let images = self.images.evaluation(model, &self.test_files, workers, progress)?;
+        let images = self.images.evaluation(model, &self.test_images, workers, progress)?;
         let texts = self.texts.evaluation(model, &self.test_texts, progress)?;
         recalls(model, split, &images, &texts).map(Some)
+    }
+
+    /// The embeddings of the evaluation split, if there is one: its images (N,D) and all their captions (M,D), in its order.
+    ///
+    /// # Errors
+    /// When an image cannot be read; the error names it.
+    pub fn embeddings(
+        &self,
+        model: &ClipModel,
+        workers: usize,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Option<(Embeddings, Embeddings)>> {
+        if self.evaluation.is_none() {
+            return Ok(None);
+        }
+        let images = self.images.evaluation(model, &self.test_images, workers, progress)?;
+        let texts = self.texts.evaluation(model, &self.test_texts, progress)?;
+        let images = Embeddings::from_features(&model.project_image(&images)?)?;
+        Ok(Some((images, Embeddings::from_features(&model.project_text(&texts)?)?)))
     }
 }
 
@@ -116,8 +140,9 @@ impl<'a> Trainer<'a> {
         };
         let optimizer = Optimizer::new(rates.groups(&trainable, &model.parameters())?, config.optimizer)?;
         let ema = config.ema.map(|decay| Ema::new(&trainable, decay)).transpose()?;
+        let broken = Broken::new(config.broken_images, 0);
         let model = model.clone().with_activations(config.activations)?;
-        Ok(Self { model, caller: PhantomData, config, trainable, optimizer, ema, taken: 0, loss_sum: 0.0 })
+        Ok(Self { model, caller: PhantomData, config, trainable, optimizer, ema, taken: 0, loss_sum: 0.0, broken })
     }
 
     /// Trains on `train` and evaluates on `evaluation`, whose images lie under `folder`. `progress` is told of every batch.
@@ -145,9 +170,13 @@ impl<'a> Trainer<'a> {
     pub fn fit_prepared(mut self, data: &TrainData<'_>, mut progress: impl FnMut(&Progress)) -> Result<TrainReport> {
         let images = data.train.image_count();
         let steps = self.config.steps(images)?;
-        if let Some(checkpoints) = self.config.checkpoints.clone() {
-            self.begin(&checkpoints)?;
-        }
+        self.broken = Broken::new(self.config.broken_images, images);
+        let found_before = match self.config.checkpoints.clone() {
+            Some(checkpoints) => self.begin(&checkpoints)?,
+            None => Vec::new(),
+        };
+        self.note_broken(&found_before, data, &mut progress)?;
+        self.note_broken(data.images.broken(), data, &mut progress)?;
         let started = Instant::now();
         let (mut loss, mut found) = (f64::NAN, None);
         // A run that was over evaluates once more: its caller wants the report.
@@ -167,7 +196,8 @@ impl<'a> Trainer<'a> {
         }
         self.swap_average()?;
         let seconds = started.elapsed().as_secs_f64();
-        Ok(TrainReport { steps, loss, evaluation: found, prepare_seconds: data.seconds, seconds })
+        let skipped = data.train.skipped().iter().chain(self.broken.list()).cloned().collect();
+        Ok(TrainReport { steps, loss, skipped, evaluation: found, prepare_seconds: data.seconds, seconds })
     }
 
     /// The rest of one pass over the training images; returns the mean loss.
@@ -194,9 +224,11 @@ impl<'a> Trainer<'a> {
         for (done, chosen) in rest.chunks_exact(pairs).enumerate() {
             let mut batches = Vec::with_capacity(accumulate);
             for chosen in chosen.chunks_exact(self.config.batch_size) {
+                let NextImages { indices, images, broken } = loader.next(&self.model, chosen)?;
+                self.note_broken(&broken, data, progress)?;
+                let images = images.ok_or_else(|| self.none_left(chosen, train))?;
                 let caption = |&i: &usize| (i, sampler.caption(epoch, i, train.captions()[i].len()));
-                let captions: Vec<(usize, usize)> = chosen.iter().map(caption).collect();
-                let images = loader.next(&self.model, chosen)?;
+                let captions: Vec<(usize, usize)> = indices.iter().map(caption).collect();
                 let texts = data.texts.batch(&self.model, train.captions(), &captions)?;
                 batches.push(Batch { images, texts, captions });
             }
@@ -222,6 +254,29 @@ impl<'a> Trainer<'a> {
         Ok(self.loss_sum / per_epoch as f64)
     }
 
+    /// Counts training images that cannot be read, and tells of new ones.
+    fn note_broken(
+        &mut self,
+        broken: &[(usize, String)],
+        data: &TrainData<'_>,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<()> {
+        for (index, reason) in broken {
+            // A checkpoint of another data set may say anything.
+            let name = data.train.images().get(*index).map_or("?", String::as_str);
+            if let Some(skipped) = self.broken.note(*index, name, reason)? {
+                progress(&Progress::Skipped(skipped.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn none_left(&self, chosen: &[usize], train: &Split) -> Error {
+        let names: Vec<&str> = chosen.iter().take(8).map(|&i| train.images()[i].as_str()).collect();
+        let message = format!("no image of the batch can be read: {}; choose larger batches", names.join(", "));
+        ErrorKind::Training { step: self.taken + 1, message }.into()
+    }
+
     /// The averages into the model, or out of it.
     fn swap_average(&mut self) -> Result<()> {
         self.ema.as_mut().map_or(Ok(()), Ema::swap)
@@ -233,23 +288,25 @@ impl<'a> Trainer<'a> {
         if !self.taken.is_multiple_of(config.every) && self.taken != steps {
             return Ok(());
         }
-        let place = Place { step: self.taken, loss_bits: self.loss_sum.to_bits(), recipe: self.config.recipe() };
+        let broken = self.broken.reasons().map(|(i, reason)| (i, reason.to_string())).collect();
+        let recipe = self.config.recipe();
+        let place = Place { step: self.taken, loss_bits: self.loss_sum.to_bits(), broken, recipe };
         let weights = self.trainable.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
         let ema = self.ema.iter().flat_map(Ema::tensors).map(|(name, t)| (name.to_string(), t.clone())).collect();
         let tensors = Tensors { weights, optimizer: self.optimizer.state()?.into_iter().collect(), ema };
         checkpoint::save(config, &place, &tensors)
     }
 
-    /// Goes on from the newest checkpoint, or sees to it that there is none.
-    fn begin(&mut self, config: &CheckpointConfig) -> Result<()> {
+    /// Goes on from the newest checkpoint, or sees to it that there is none; returns the images that could not be read until then.
+    fn begin(&mut self, config: &CheckpointConfig) -> Result<Vec<(usize, String)>> {
         if !config.resume {
             if checkpoint::list(&config.folder)?.is_empty() {
-                return Ok(());
+                return Ok(Vec::new());
             }
             let message = "holds checkpoints of another run; resume it, or choose another folder";
             return Err(Error::file(&config.folder, message));
         }
-        let Some((path, place, tensors)) = checkpoint::newest(&config.folder)? else { return Ok(()) };
+        let Some((path, place, tensors)) = checkpoint::newest(&config.folder)? else { return Ok(Vec::new()) };
         if place.recipe != self.config.recipe() {
             let message = format!("is of another recipe: {}; this run's is {}", place.recipe, self.config.recipe());
             return Err(Error::file(&path, message));
@@ -267,6 +324,6 @@ impl<'a> Trainer<'a> {
             ema.restore(|name| tensors.ema.get(name).cloned())?;
         }
         (self.taken, self.loss_sum) = (place.step, f64::from_bits(place.loss_bits));
-        Ok(())
+        Ok(place.broken)
     }
 }

@@ -66,6 +66,21 @@ struct Entry {
     name: String,
 }
 
+/// Floats of a tensor that are not yet read.
+pub(super) struct Floats<'a> {
+    file: &'a TensorFile,
+    name: &'a str,
+    stored: Stored,
+}
+
+impl Floats<'_> {
+    /// Fills `out` from the `first` on.
+    pub(super) fn read(&self, first: usize, out: &mut [f32]) -> Result<()> {
+        let read = self.file.floats(&self.stored, first, out);
+        read.map_err(|error| Checkpoint::unreadable(self.file, self.name, &error))
+    }
+}
+
 impl Checkpoint {
     /// Opens the weights of the folder's own layout ([`Folder::layout`]): one file, or those that its index lists.
     ///
@@ -205,18 +220,12 @@ impl Checkpoint {
             .ok_or_else(|| Error::file(&self.source, format!("has no tensor '{name}'")))
     }
 
-    /// What reads the floats of a tensor (or of one of its equal parts) some at a time, from the given one on; `None` where they have
-    /// to be converted as a whole.
-    pub(super) fn floats<'a>(
-        &'a self,
-        name: &'a str,
-        part: Option<(usize, usize)>,
-    ) -> Result<Option<impl Fn(usize, &mut [f32]) -> Result<()> + Sync + 'a>> {
+    /// The floats of a tensor, or of one of its equal parts, to be read some at a time; `None` where they have to be converted as
+    /// a whole.
+    pub(super) fn floats<'a>(&'a self, name: &'a str, part: Option<(usize, usize)>) -> Result<Option<Floats<'a>>> {
         let (file, stored) = self.find(name)?;
         let stored = part.map_or_else(|| stored.clone(), |(index, count)| stored.part(index, count));
-        Ok(TensorFile::has_floats(&stored).then_some(move |first: usize, out: &mut [f32]| {
-            file.floats(&stored, first, out).map_err(|error| Self::unreadable(file, name, &error))
-        }))
+        Ok(TensorFile::has_floats(&stored).then_some(Floats { file, name, stored }))
     }
 
     pub(super) fn find(&self, name: &str) -> Result<(&TensorFile, &Stored)> {

@@ -19,6 +19,7 @@ mod hub_fetch;
 mod hub_http;
 mod layout;
 mod names;
+mod param_source;
 mod params;
 mod pattern;
 #[cfg(feature = "pickle")]
@@ -41,7 +42,8 @@ pub use hub::{Download, HubOptions, Progress, resolve};
 pub use layout::Layout;
 pub use names::Renames;
 pub(crate) use names::View;
-pub use params::{Adapter, Init, ParamSource, Parameters, Params};
+pub use param_source::{Adapter, Init, ParamSource};
+pub use params::{Parameters, Params};
 pub use pattern::Pattern;
 pub(crate) use quantized::save_quantized;
 pub use random::{RandomSource, VarBuilderSource};

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::params::{Init, ParamSource};
+use super::param_source::{Init, ParamSource};
 
 /// Fresh parameters from a seed. Each tensor depends on the seed and on its own name alone, so the order of building and
 /// the other tensors do not matter. All of them are trainable.

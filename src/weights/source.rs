@@ -8,7 +8,8 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::checkpoint::Checkpoint;
 use super::names::{Renames, View, nearest};
-use super::params::{Adapter, Init, ParamSource, Parameters};
+use super::param_source::{Adapter, Init, ParamSource};
+use super::params::Parameters;
 use super::quantized::dequantized;
 use crate::ops::{PackedWeight, Packing, Weight};
 use crate::{Error, Result};
@@ -214,7 +215,7 @@ impl CheckpointSource {
                 PackedWeight::from_integers(shape, &integers, scales)
             } else if let Some(floats) = self.checkpoint.floats(file_name, view.part())? {
                 let inputs: usize = shape.iter().skip(1).product();
-                PackedWeight::read(shape, packing, &|first, rows| floats(first * inputs, rows))?
+                PackedWeight::read(shape, packing, &|first, rows| floats.read(first * inputs, rows))?
             } else {
                 None
             };
@@ -275,7 +276,9 @@ impl ParamSource for CheckpointSource {
                 return Err(format!("{name}: {problem}"));
             }
             if view != View::Whole {
-                return Err(format!("{name}: is of 8-bit integers, which are read only where the file holds it as it is"));
+                return Err(format!(
+                    "{name}: is of 8-bit integers, which are read only where the file holds it as it is"
+                ));
             }
         }
         self.load(name, file_name, view, shape).map_err(|e| format!("{name}: {e}"))

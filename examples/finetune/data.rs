@@ -1,0 +1,39 @@
+//! The data that the options name.
+
+use diptych::data::Split;
+
+use crate::args::Args;
+use crate::common::Outcome;
+
+/// Of how many images one is held out where the file names no splits.
+const HELD_OUT: usize = 10;
+/// From how many images on that is done.
+const LEAST: usize = 20;
+
+/// The rows to train on and those to measure on.
+pub fn splits(args: &Args) -> Outcome<(Split, Option<Split>)> {
+    let data = args.reading.options().open(&args.data)?;
+    for skipped in data.skipped() {
+        eprintln!("left out {skipped}");
+    }
+    if data.split_names().is_empty() {
+        return hold_out(args, data.all());
+    }
+    let test = data.split_names().iter().any(|name| name == "test");
+    if !test {
+        eprintln!("{}: no split test, so nothing is measured", args.data.display());
+    }
+    Ok((data.split("train")?, test.then(|| data.split("test")).transpose()?))
+}
+
+/// Every tenth image to measure on, the others to train on.
+fn hold_out(args: &Args, all: Split) -> Outcome<(Split, Option<Split>)> {
+    let file = args.data.display();
+    if all.image_count() < LEAST {
+        eprintln!("{file}: no column split and few images, so all are trained on and none are measured");
+        return Ok((all, None));
+    }
+    eprintln!("{file}: no column split, so one image in {HELD_OUT} is held out to be measured on");
+    let part = |test: bool| all.select((0..all.image_count()).filter(|i| (i % HELD_OUT == HELD_OUT - 1) == test));
+    Ok((part(false), Some(part(true))))
+}
