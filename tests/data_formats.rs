@@ -16,7 +16,7 @@ const COUNT: usize = 12;
 fn pair(i: usize) -> (String, Vec<String>, &'static str) {
     let words = ["sea horse", "comma, inside", "\"quoted\"", "zwölf Boxkämpfer"];
     let mut captions = vec![format!("{} {i}", words[i % 4])];
-    if i % 3 == 0 {
+    if i.is_multiple_of(3) {
         captions.push(format!("again {i}"));
     }
     (format!("{i:02}.png"), captions, if i < 8 { "train" } else { "test" })
@@ -63,7 +63,7 @@ fn members(i: usize) -> Vec<(String, Vec<u8>)> {
     };
     // Captions may stand before their image and after it.
     let image = (format!("{i:02}.png"), png(i));
-    if i % 2 == 0 { vec![image, caption] } else { vec![caption, image] }
+    if i.is_multiple_of(2) { vec![image, caption] } else { vec![caption, image] }
 }
 
 fn table(separator: char, image: &str, caption: &str) -> String {

@@ -106,15 +106,15 @@ unsafe fn sums<S: Vectors, const R: usize, const C: usize, const FULL: bool>(til
         let mut sums = [[S::splat(0.0); C]; R];
         for _ in 0..depth {
             let mut weights = [S::splat(0.0); C];
-            for c in 0..C {
+            for (c, weights) in weights.iter_mut().enumerate() {
                 let p = b.add(c * S::LANES);
                 S::prefetch(p.wrapping_add(AHEAD * b_stride));
-                weights[c] = if FULL || c + 1 < C { S::load(p) } else { S::load_part(p, last) };
+                *weights = if FULL || c + 1 < C { S::load(p) } else { S::load_part(p, last) };
             }
-            for r in 0..R {
+            for (r, sums) in sums.iter_mut().enumerate() {
                 let x = S::splat(*a.add(r * a_stride));
-                for c in 0..C {
-                    sums[r][c] = S::fma(x, weights[c], sums[r][c]);
+                for (sum, weights) in sums.iter_mut().zip(weights) {
+                    *sum = S::fma(x, weights, *sum);
                 }
             }
             a = a.add(1);

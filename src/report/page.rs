@@ -276,8 +276,11 @@ type Direction = fn(&RetrievalReport) -> Recall;
 pub(super) const DIRECTIONS: [(&str, Direction); 2] =
     [("text→image", |report| report.text_to_image), ("image→text", |report| report.image_to_text)];
 
+/// One of a direction's recalls.
+type AtRank = fn(&Recall) -> f64;
+
 /// The recalls by name.
-pub(super) const RECALLS: [(&str, fn(&Recall) -> f64); 3] =
+pub(super) const RECALLS: [(&str, AtRank); 3] =
     [("R@1", |recall| recall.r1), ("R@5", |recall| recall.r5), ("R@10", |recall| recall.r10)];
 
 /// A change with its sign and colour.
