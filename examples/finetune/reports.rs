@@ -8,7 +8,7 @@ use diptych::data::Split;
 use diptych::image::{DecodeOptions, ImageInput, decode};
 use diptych::report::{AlphaCurve, CardFile, Gallery, ModelCard, ReportPage, RunLog, shown_command};
 use diptych::retrieval::RetrievalReport;
-use diptych::train::{TrainConfig, TrainData};
+use diptych::train::{AdamWConfig, OptimizerConfig, SgdConfig, TrainConfig, TrainData};
 
 use crate::args::Args;
 use crate::common::Outcome;
@@ -145,22 +145,42 @@ impl Finished<'_> {
             ("trained on", counts(self.train)),
             ("measured on", self.rows.shown.map_or("nothing".to_string(), counts)),
             ("parameters", format!("{parameters}, {trained} of them trained")),
-            ("loss", format!("{:?}", config.loss)),
+            ("loss", words(&config.loss)),
             ("epochs and batch", format!("{} epochs, {} pairs a step", config.epochs, config.batch_size)),
             ("rates", format!("{:e} for projections and scale, {:e} for towers", config.lr, config.tower_lr)),
-            ("schedule", format!("{:?}", config.schedule)),
-            ("optimiser", format!("{:?}", config.optimizer)),
+            ("schedule", words(&config.schedule)),
+            ("optimiser", optimizer(config)),
             ("weight decay", config.weight_decay.to_string()),
             ("seed", config.seed.to_string()),
             ("time", time(Duration::from_secs_f64(self.log.seconds()))),
         ];
-        if let Some(augment) = args.augment {
-            rows.push(("views", format!("{augment:?}")));
-        }
         if let Some(rank) = args.strategy.lora {
             rows.push(("adapters", format!("LoRA of rank {rank}")));
         }
         rows.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+    }
+}
+
+/// A choice with its constants, as "warmup_cosine, warmup_steps 5".
+fn words(choice: impl serde::Serialize) -> String {
+    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(choice) else { return String::new() };
+    let word = |(key, value): (&String, &serde_json::Value)| match value.as_str() {
+        Some(name) if key == "name" => name.to_string(),
+        _ => format!("{key} {value}"),
+    };
+    fields.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
+fn optimizer(config: &TrainConfig) -> String {
+    let clipped = |norm: Option<f64>| norm.map(|norm| format!(", gradients clipped to {norm}")).unwrap_or_default();
+    match config.optimizer {
+        OptimizerConfig::AdamW(AdamWConfig { beta1, beta2, clip_norm, .. }) => {
+            format!("AdamW, β {beta1} and {beta2}{}", clipped(clip_norm))
+        }
+        OptimizerConfig::Sgd(SgdConfig { momentum, clip_norm, .. }) => {
+            format!("gradient descent, momentum {momentum}{}", clipped(clip_norm))
+        }
+        other => format!("{other:?}"),
     }
 }
 

@@ -130,7 +130,7 @@ impl<'a> ReportPage<'a> {
             retrievals(
                 &mut out,
                 "Found best",
-                "ahead of every other image by the largest lead",
+                "whose own image (outlined) is ahead of every other by most",
                 &gallery.best,
                 gallery,
             );
