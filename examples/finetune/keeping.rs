@@ -149,8 +149,7 @@ impl Keeping {
         let chosen = curve.choose(self.canary_loss.unwrap_or(WiseFt::CANARY_LOSS))?;
         eprintln!("the model at α = {:.1} is chosen", chosen.alpha);
         let names = ("mean recall".to_string(), "canary top-1".to_string());
-        let curve =
-            AlphaCurve { target: names.0, canary: names.1, points: curve.points, chosen: Some(chosen.alpha) };
+        let curve = AlphaCurve { target: names.0, canary: names.1, points: curve.points, chosen: Some(chosen.alpha) };
         Ok((before.at(after, chosen.alpha)?, Some(curve)))
     }
 }

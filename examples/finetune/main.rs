@@ -41,7 +41,8 @@ fn run(args: &Args) -> Outcome<()> {
     }
     let keeping = &args.keeping;
     let (canary, val) = (keeping.canary()?, keeping.deciding_rows(args)?);
-    let rows = Rows { measured: val.as_ref().or(test.as_ref()), shown: test.as_ref().or(val.as_ref()), folder: &folder };
+    let rows =
+        Rows { measured: val.as_ref().or(test.as_ref()), shown: test.as_ref().or(val.as_ref()), folder: &folder };
     let model = freeze(args, build(args)?)?;
     let trained: usize = model.trainable().iter().map(|(_, var)| var.elem_count()).sum();
     eprintln!("{} parameters, {trained} of them trained", model.parameters().element_count());
@@ -102,7 +103,11 @@ fn fit(
     }
     // A run that may stop early measures this once more.
     let again = |event: &Progress| matches!(event, Progress::Evaluated { epoch: 0, .. });
-    Ok(trainer.fit_prepared(data, |event| if !again(event) { tell(event) })?)
+    Ok(trainer.fit_prepared(data, |event| {
+        if !again(event) {
+            tell(event)
+        }
+    })?)
 }
 
 /// The recipe in a line, for who did not choose it.

@@ -85,8 +85,7 @@ impl Canary {
 
     /// What distinguishes this task from others.
     pub(super) fn key(&self) -> u64 {
-        let lines =
-            self.images.iter().zip(&self.targets).map(|(image, target)| format!("{image}\0{target}\n"));
+        let lines = self.images.iter().zip(&self.targets).map(|(image, target)| format!("{image}\0{target}\n"));
         let words = self.labels.iter().map(|label| format!("{label}\n"));
         let prompts = self.templates.iter().map(|template| format!("{template:?}\n"));
         crate::random::hash(lines.chain(words).chain(prompts).flat_map(String::into_bytes))

@@ -48,7 +48,8 @@ impl Kept {
         train: &[u32],
         evaluation: &[u32],
     ) -> Result<Self> {
-        let find = |without: &[(usize, Error)], input: u32| without.binary_search_by_key(&(input as usize), |(i, _)| *i);
+        let find =
+            |without: &[(usize, Error)], input: u32| without.binary_search_by_key(&(input as usize), |(i, _)| *i);
         // What is measured must not depend on what can be read.
         if let Some(at) = evaluation.iter().find_map(|&input| find(&without, input).ok()) {
             return Err(without.swap_remove(at).1);

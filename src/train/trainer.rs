@@ -165,8 +165,7 @@ impl<'a> Trainer<'a> {
         };
         let optimizer = Optimizer::new(rates.groups(&trainable, &model.parameters())?, config.optimizer)?;
         let ema = config.ema.map(|decay| Ema::new(&trainable, decay)).transpose()?;
-        let (broken, watch, pitfalls) =
-            (Broken::new(config.broken_images, 0), Watch::default(), Pitfalls::default());
+        let (broken, watch, pitfalls) = (Broken::new(config.broken_images, 0), Watch::default(), Pitfalls::default());
         let model = model.clone().with_activations(config.activations)?;
         Ok(Self {
             model,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use diptych::ClipModel;
+use diptych::image::ImageSource;
 use diptych::train::{
     Canary, CheckpointConfig, EarlyStop, Evaluation, Leave, Progress, Schedule, StopReason, TrainConfig, TrainReport,
     Trainer,
@@ -56,7 +57,7 @@ fn a_canary_is_measured_before_training_and_at_every_evaluation() {
         assert!(report.stopped.is_none() && report.best_epoch.is_none());
     }
     assert!(Canary::new(vec!["a".into()], vec![], vec![]).is_err());
-    assert!(Canary::new(vec!["a".into()], vec!["x.png".into()], vec![1]).is_err());
+    assert!(Canary::new(vec!["a".into()], vec![ImageSource::File("x.png".into())], vec![1]).is_err());
 }
 
 /// A rate at which the target goes up and down.
@@ -158,10 +159,10 @@ fn a_canary_that_falls_ends_the_run_and_what_it_knew_is_left() {
     let setting = Setting::new();
     let model = student();
     // A canary that knows what the model says of each image: it starts at 100 %, and any change is a loss.
-    let files: Vec<PathBuf> = setting.split.images().iter().map(|image| setting.path().join(image)).collect();
-    let found = model.zero_shot(&["cat", "dog"]).unwrap().classify_all(files.clone()).unwrap();
+    let files = || setting.split.images().iter().map(|image| setting.path().join(image));
+    let found = model.zero_shot(&["cat", "dog"]).unwrap().classify_all(files()).unwrap();
     let targets = found.iter().map(|classes| usize::from(classes[0].label == "dog")).collect();
-    let own = Canary::new(vec!["cat".into(), "dog".into()], files, targets).unwrap();
+    let own = Canary::new(vec!["cat".into(), "dog".into()], files().map(ImageSource::File).collect(), targets).unwrap();
     let stop = EarlyStop { patience: None, canary_loss: Some(0.0), leave: Leave::Best };
     let recipe = TrainConfig { early_stop: Some(stop), ..restless(40) };
     let mut heard = Heard::default();
