@@ -1,4 +1,4 @@
-//! Measures a model on held-out data: retrieval on captioned images, or zero-shot accuracy on labelled ones.
+//! Measures a model on held-out data: retrieval on captioned images, or accuracy on labelled ones, zero-shot or by a linear probe.
 
 mod common;
 
@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use clap::{ArgGroup, Parser};
 use common::{Machine, Outcome, exit, progress, say};
-use diptych::data::{LabelledImages, PairDataset};
+use diptych::adapt::{LinearProbe, ProbeConfig};
+use diptych::candle::Tensor;
+use diptych::data::{LabelledImages, LabelledSplit, PairDataset};
 use diptych::retrieval::Recall;
 use diptych::train::{Half, Progress, evaluate_retrieval};
 use diptych::zero_shot::{Template, ZeroShotReport};
@@ -39,6 +41,12 @@ struct Args {
     /// A class's words where its folder's name is not good enough, as FOLDER=WORDS; may be given more than once
     #[arg(long, value_name = "FOLDER=WORDS", value_parser = class_name, conflicts_with = "captions")]
     class_name: Vec<(String, String)>,
+    /// Fit a linear layer to the image tower's features of the split train, and measure that instead of words
+    #[arg(long, requires = "labels", conflicts_with_all = ["template", "class_name"])]
+    probe: bool,
+    /// Where to save that layer
+    #[arg(long, value_name = "FILE", requires = "probe")]
+    probe_out: Option<PathBuf>,
     /// Print one JSON object on the last line
     #[arg(long)]
     json: bool,
@@ -58,6 +66,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Outcome<()> {
     match (&args.captions, &args.labels) {
         (Some(csv), _) => retrieval(args, csv),
+        (None, Some(csv)) if args.probe => probe(args, csv),
         (None, Some(csv)) => classification(args, csv),
         (None, None) => Err("give --captions or --labels".into()),
     }
@@ -112,6 +121,10 @@ fn classification(args: &Args, csv: &std::path::Path) -> Outcome<()> {
     let classifier = model.zero_shot_with(&labels, &templates)?;
     let files: Vec<PathBuf> = split.images().iter().map(|name| folder.join(name)).collect();
     let report: ZeroShotReport = classifier.head().evaluate(&embed_images(&model, &files)?, split.classes())?;
+    print(args, report)
+}
+
+fn print(args: &Args, report: ZeroShotReport) -> Outcome<()> {
     if args.json {
         return say(serde_json::to_value(report)?);
     }
@@ -119,13 +132,38 @@ fn classification(args: &Args, csv: &std::path::Path) -> Outcome<()> {
     say(format!("top-1 {:.1}  top-5 {:.1}", report.top1, report.top5))
 }
 
+/// A linear layer on the features of the split train, measured on the other.
+fn probe(args: &Args, csv: &std::path::Path) -> Outcome<()> {
+    let dataset = LabelledImages::from_csv(csv)?;
+    let (train, test) = (dataset.split("train")?, dataset.split(&args.split)?);
+    let folder = dataset.image_folder(args.images.as_deref());
+    train.check_images(&folder)?;
+    test.check_images(&folder)?;
+    let model = load(args)?;
+    let features = |split: &LabelledSplit| -> Outcome<Tensor> {
+        let files: Vec<PathBuf> = split.images().iter().map(|name| folder.join(name)).collect();
+        let rows = in_batches(&files, |batch| model.image_encoder().encode(batch))?;
+        Ok(Tensor::cat(&rows, 0)?)
+    };
+    let probe = LinearProbe::fit(&features(&train)?, train.classes(), &dataset.class_names(), &ProbeConfig::default())?;
+    if let Some(path) = &args.probe_out {
+        probe.save(path)?;
+    }
+    eprintln!("fitted to {} images, l2 {:.1e}", train.images().len(), probe.l2());
+    print(args, probe.evaluate(&features(&test)?, test.classes())?)
+}
+
 fn embed_images(model: &ClipModel, files: &[PathBuf]) -> Outcome<Embeddings> {
+    Ok(Embeddings::concat(&in_batches(files, |batch| model.embed_images(batch))?)?)
+}
+
+fn in_batches<T>(files: &[PathBuf], run: impl Fn(&[PathBuf]) -> diptych::Result<T>) -> Outcome<Vec<T>> {
     let bar = progress(files.len(), "images");
     let mut parts = Vec::new();
     for batch in files.chunks(32) {
-        parts.push(model.embed_images(batch)?);
+        parts.push(run(batch)?);
         bar.inc(batch.len() as u64);
     }
     bar.finish_and_clear();
-    Ok(Embeddings::concat(&parts)?)
+    Ok(parts)
 }

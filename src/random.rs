@@ -5,11 +5,14 @@ use rand_chacha::ChaCha8Rng;
 
 /// The stream of random numbers for `name` under `seed`.
 pub(crate) fn stream(seed: u64, name: &str) -> ChaCha8Rng {
-    // FNV-1a, 64 bits: stable across platforms and releases, unlike the standard library's hasher.
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(hash);
+    rng.set_stream(hash(name.bytes()));
     rng
+}
+
+/// FNV-1a, 64 bits: stable across platforms and releases, unlike the standard library's hasher.
+pub(crate) fn hash(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// A number below `bound`, by the high half of a product: its bias is below `bound / 2^64`, and unlike a library's range it never

@@ -10,9 +10,9 @@ use diptych::ClipModel;
 use diptych::data::{PairDataset, Split};
 use diptych::image::image_crate::{Rgb, RgbImage};
 use diptych::image::{DecodeOptions, decode};
-use diptych::report::{AlphaCurve, AlphaPoint, Gallery, History, ModelCard, ReportPage, RunLog};
+use diptych::report::{AlphaCurve, Gallery, History, ModelCard, ReportPage, RunLog};
 use diptych::retrieval::{Recall, RetrievalReport};
-use diptych::train::{Evaluation, Progress, Schedule, Step, TrainConfig, TrainData, Trainer};
+use diptych::train::{Evaluation, Progress, Schedule, Step, TrainConfig, TrainData, Trainer, WisePoint};
 use serde_json::Value;
 
 const CHILD: &str = "DIPTYCH_TEST_LOG_TO_BE_KILLED";
@@ -128,7 +128,7 @@ fn nasty_history() -> History {
 #[test]
 fn nothing_in_the_data_means_anything_in_the_page() {
     let history = nasty_history();
-    let points = [0.0, 0.5, 1.0].map(|alpha| AlphaPoint { alpha, target: 20.0 + alpha, canary: Some(60.0 - alpha) });
+    let points = [0.0, 0.5, 1.0].map(|alpha| WisePoint { alpha, target: 20.0 + alpha, canary: Some(60.0 - alpha) });
     let curve = AlphaCurve { target: NASTY.into(), canary: NASTY.into(), points: points.into(), chosen: Some(0.5) };
     let picture = |right| diptych::report::Picture { name: NASTY.into(), jpeg: vec![1, 2, 3], score: 0.5, right };
     let found = diptych::report::Retrieved {

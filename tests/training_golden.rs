@@ -15,7 +15,6 @@ use diptych::train::{Optimizer, OptimizerConfig, ParamGroup};
 use diptych::weights::Activations;
 use diptych::{ClipModel, LogitScale};
 
-const RATE: f64 = 1e-4;
 const DECAY: f64 = 0.05;
 
 type Tensors = HashMap<String, Tensor>;
@@ -34,7 +33,8 @@ fn train(start: &Path, reference: &Tensors, run: &str, activations: Activations)
         Some("clip") => Loss::Clip(ClipLoss::new()),
         _ => Loss::SigLip(SigLipLoss::new()),
     };
-    let groups = ParamGroup::split_decay(model.trainable(), RATE, DECAY);
+    let rate: f64 = reference["rate"].to_scalar().unwrap();
+    let groups = ParamGroup::split_decay(model.trainable(), rate, DECAY);
     let mut optimizer = Optimizer::new(groups.to_vec(), OptimizerConfig::default()).unwrap();
     let count = reference["input_ids"].dim(0).unwrap();
     let of = |name: &str, i: usize| reference.get(name).map(|t| t.get(i).unwrap());
@@ -61,7 +61,8 @@ fn last(start: &Path, reference: &Tensors, run: &str) -> ClipModel {
         let path = entry.unwrap().path();
         std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
     }
-    let mut weights = load(&start.join("model.safetensors"));
+    let whole = start.with_file_name(format!("last_{run}")).join("model.safetensors");
+    let mut weights = load(&if whole.is_file() { whole } else { start.join("model.safetensors") });
     for (name, change) in reference {
         if let Some(name) = name.strip_prefix(&format!("{run}.change.")) {
             let weight = weights.get_mut(name).unwrap_or_else(|| panic!("no weight {name}"));

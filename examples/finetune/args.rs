@@ -8,6 +8,7 @@ use diptych::towers::{ImagePooling, TextPooling};
 use diptych::weights::Pattern;
 
 use crate::common::Machine;
+use crate::keeping::Keeping;
 use crate::reading::Reading;
 use crate::reports::Reports;
 use crate::strategy::Strategy;
@@ -114,6 +115,8 @@ pub struct Args {
     pub json: bool,
     #[command(flatten)]
     pub strategy: Strategy,
+    #[command(flatten)]
+    pub keeping: Keeping,
     #[command(flatten)]
     pub reports: Reports,
     #[command(flatten)]

@@ -1,6 +1,11 @@
 //! The data that the options name.
 
+use std::path::Path;
+
+use diptych::ClipModel;
 use diptych::data::Split;
+use diptych::retrieval::RetrievalReport;
+use diptych::train::evaluate_retrieval;
 
 use crate::args::Args;
 use crate::common::Outcome;
@@ -9,6 +14,30 @@ use crate::common::Outcome;
 const HELD_OUT: usize = 10;
 /// From how many images on that is done.
 const LEAST: usize = 20;
+
+/// The rows that are measured.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// What decides during the run.
+    pub measured: Option<&'a Split>,
+    /// What is told of the model in the end.
+    pub shown: Option<&'a Split>,
+    /// Where their images lie.
+    pub folder: &'a Path,
+}
+
+impl Rows<'_> {
+    /// Whether other rows are told of than those that decide.
+    pub fn other(&self) -> bool {
+        self.shown.zip(self.measured).is_some_and(|(shown, measured)| !std::ptr::eq(shown, measured))
+    }
+
+    /// What `model` comes to on the rows that are shown.
+    pub fn evaluate(&self, model: &ClipModel, workers: usize) -> Outcome<Option<RetrievalReport>> {
+        let evaluate = |rows| evaluate_retrieval(model, rows, self.folder, workers, |_| {});
+        Ok(self.shown.map(evaluate).transpose()?)
+    }
+}
 
 /// The rows to train on and those to measure on.
 pub fn splits(args: &Args) -> Outcome<(Split, Option<Split>)> {

@@ -12,6 +12,9 @@
 //!
 //! A batch is at most a quarter of the images, so that an epoch has four steps; between the limits above, epochs are so many that the run
 //! has about 400 steps.
+//!
+//! Measured: the rates of the first two rows (README, Flickr8k), and that of a small whole model: the bundled one on 1,000 photos that it
+//! had not seen, three epochs, finds 4.5 % of 500 test photos' captions first at 1e-4 and 3.9 % at 3e-4. The others are customary.
 
 use diptych::ClipModel;
 

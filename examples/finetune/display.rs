@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use diptych::train::{Half, Progress, Step};
+use diptych::train::{Half, Progress, Step, StopReason};
 use indicatif::ProgressBar;
 
 use crate::common::progress;
@@ -42,7 +42,24 @@ impl Display {
                     t.r1, t.r5, t.r10, i.r1, i.r5, i.r10
                 );
             }
+            Progress::Canary { epoch, report } => {
+                self.say(&format!("epoch {epoch}: canary top-1 {:.1}, top-5 {:.1}", report.top1, report.top5));
+            }
+            Progress::Stopped { epoch, reason: StopReason::Patience } => {
+                self.say(&format!("stopped after epoch {epoch}: nothing better for too long"));
+            }
+            Progress::Stopped { epoch, reason: StopReason::Canary } => {
+                self.say(&format!("stopped after epoch {epoch}: the canary lost too much"));
+            }
+            Progress::Warning(warning) => self.say(&format!("warning: {warning}")),
             _ => {}
+        }
+    }
+
+    fn say(&mut self, line: &str) {
+        match &self.bar {
+            Some((_, bar)) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
         }
     }
 

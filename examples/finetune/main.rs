@@ -7,6 +7,7 @@ mod common;
 mod data;
 mod defaults;
 mod display;
+mod keeping;
 mod reading;
 mod reports;
 mod strategy;
@@ -17,7 +18,8 @@ use args::Args;
 use build::{build, freeze};
 use clap::Parser;
 use common::{Outcome, dtype, exit, keep_freed_memory, say};
-use data::splits;
+use data::{Rows, splits};
+use diptych::report::RunLog;
 use diptych::retrieval::RetrievalReport;
 use diptych::train::{Progress, TrainConfig, TrainData, TrainReport, Trainer};
 use diptych::weights::check_save_target;
@@ -37,48 +39,75 @@ fn run(args: &Args) -> Outcome<()> {
     if let Some(out) = &args.out {
         check_save_target(out)?;
     }
+    let keeping = &args.keeping;
+    let (canary, val) = (keeping.canary()?, keeping.deciding_rows(args)?);
+    let rows =
+        Rows { measured: val.as_ref().or(test.as_ref()), shown: test.as_ref().or(val.as_ref()), folder: &folder };
     let model = freeze(args, build(args)?)?;
     let trained: usize = model.trainable().iter().map(|(_, var)| var.elem_count()).sum();
     eprintln!("{} parameters, {trained} of them trained", model.parameters().element_count());
+    let ends = keeping.before(&model, rows)?;
     let config = recipe(args, &model, train.image_count());
     eprintln!("{}", plan(&config, train.image_count()));
-    let trainer = Trainer::new(&model, config.clone())?;
-    let (mut log, mut display) = (args.reports.open()?, Display::default());
-    let data = TrainData::prepare(&model, &config, &train, &folder, test.as_ref(), |event| display.show(event))?;
-    let before = data.evaluate(&model, config.workers, &mut |event| display.show(event))?;
-    let mut tell = |event: &Progress| {
-        display.show(event);
-        log.observe(event);
-    };
-    if let Some(report) = before {
-        tell(&Progress::Evaluated { epoch: 0, report });
+    let mut trainer = Trainer::new(&model, config.clone())?;
+    if let Some(canary) = &canary {
+        trainer = trainer.with_canary(canary.clone());
     }
-    let report = trainer.fit_prepared(&data, tell)?;
+    let (mut log, mut display) = (args.reports.open()?, Display::default());
+    let data = TrainData::prepare(&model, &config, &train, &folder, rows.measured, |event| display.show(event))?;
+    let data = keeping.teach(data, args, &config, &folder, &mut display)?;
+    let measured = data.evaluate(&model, config.workers, &mut |event| display.show(event))?;
+    let before = if rows.other() { rows.evaluate(&model, config.workers)? } else { measured };
+    let mut report = fit(trainer, &data, measured, &mut log, &mut display)?;
     display.clear();
     if let Some(folder) = &args.strategy.lora_out {
         model.save_lora(folder, args.model.as_deref().unwrap_or_default())?;
         eprintln!("saved {}", folder.display());
     }
+    let (model, curve) = match ends {
+        Some(ends) => keeping.choose(&ends, &model, rows, canary.as_ref(), config.workers)?,
+        None => (model.clone(), None),
+    };
+    if rows.other() || curve.is_some() {
+        report.evaluation = rows.evaluate(&model, config.workers)?;
+    }
     if let Some(out) = &args.out {
         model.clone().merge_lora()?.save_pretrained_as(out, save_dtype)?;
         eprintln!("saved {}", out.display());
     }
-    let (test, after) = (test.as_ref(), report.evaluation);
-    let finished = Finished {
-        args,
-        config: &config,
-        model: &model,
-        data: &data,
-        train: &train,
-        test,
-        folder: &folder,
-        log: &log,
-        after,
-    };
+    let (model, data, train, after) = (&model, &data, &train, report.evaluation);
+    let finished = Finished { args, config: &config, model, data, train, rows, log: &log, before, after, curve };
     finished.write(&mut display)?;
     print(args, before, &report)?;
     log.check()?;
     Ok(())
+}
+
+/// Trains, and tells of it; `before` is what the evaluation split says before the first step.
+fn fit(
+    trainer: Trainer<'_>,
+    data: &TrainData<'_>,
+    before: Option<RetrievalReport>,
+    log: &mut RunLog,
+    display: &mut Display,
+) -> Outcome<TrainReport> {
+    let mut tell = |event: &Progress| {
+        display.show(event);
+        log.observe(event);
+        if let Progress::Canary { report, .. } = event {
+            log.scalar("canary/top_1", report.top1);
+        }
+    };
+    if let Some(report) = before {
+        tell(&Progress::Evaluated { epoch: 0, report });
+    }
+    // A run that may stop early measures this once more.
+    let again = |event: &Progress| matches!(event, Progress::Evaluated { epoch: 0, .. });
+    Ok(trainer.fit_prepared(data, |event| {
+        if !again(event) {
+            tell(event)
+        }
+    })?)
 }
 
 /// The recipe in a line, for who did not choose it.

@@ -6,12 +6,13 @@ use std::time::Duration;
 use diptych::ClipModel;
 use diptych::data::Split;
 use diptych::image::{DecodeOptions, ImageInput, decode};
-use diptych::report::{CardFile, Gallery, ModelCard, ReportPage, RunLog, shown_command};
+use diptych::report::{AlphaCurve, CardFile, Gallery, ModelCard, ReportPage, RunLog, shown_command};
 use diptych::retrieval::RetrievalReport;
-use diptych::train::{TrainConfig, TrainData};
+use diptych::train::{AdamWConfig, OptimizerConfig, SgdConfig, TrainConfig, TrainData};
 
 use crate::args::Args;
 use crate::common::Outcome;
+use crate::data::Rows;
 use crate::display::{Display, time};
 
 /// How many captions the report shows of the best, and of the worst.
@@ -58,10 +59,14 @@ pub struct Finished<'a> {
     pub model: &'a ClipModel,
     pub data: &'a TrainData<'a>,
     pub train: &'a Split,
-    pub test: Option<&'a Split>,
-    pub folder: &'a Path,
+    pub rows: Rows<'a>,
     pub log: &'a RunLog,
+    /// What the rows that are shown say of the model before training.
+    pub before: Option<RetrievalReport>,
+    /// And of the model that is saved.
     pub after: Option<RetrievalReport>,
+    /// What was measured between them, if the model is one of those.
+    pub curve: Option<AlphaCurve>,
 }
 
 impl Finished<'_> {
@@ -71,8 +76,14 @@ impl Finished<'_> {
         if let Some(path) = self.args.reports.report.clone().or(beside) {
             let gallery = self.gallery(display)?;
             let mut page = ReportPage::new(self.name(), self.log.history()).recipe(self.recipe()).command(command());
+            if let Some(before) = self.before {
+                page = page.before(before);
+            }
             if let Some(after) = self.after {
                 page = page.after(after);
+            }
+            if let Some(curve) = &self.curve {
+                page = page.alpha(curve.clone());
             }
             if let Some(gallery) = &gallery {
                 page = page.gallery(gallery);
@@ -93,13 +104,17 @@ impl Finished<'_> {
 
     /// The best and worst retrievals of the split that is measured.
     fn gallery(&self, display: &mut Display) -> Outcome<Option<Gallery>> {
-        let Some(test) = self.test else { return Ok(None) };
-        let found = self.data.embeddings(self.model, self.config.workers, &mut |event| display.show(event))?;
+        let Some(shown) = self.rows.shown else { return Ok(None) };
+        let sources = shown.sources(self.rows.folder);
+        let found = if self.rows.other() {
+            Some((self.model.embed_images(&sources)?, self.model.embed_texts(&shown.flat_captions().0)?))
+        } else {
+            self.data.embeddings(self.model, self.config.workers, &mut |event| display.show(event))?
+        };
         display.clear();
         let Some((images, captions)) = found else { return Ok(None) };
-        let sources = test.sources(self.folder);
         let read = |index: usize| decode(&ImageInput::from(&sources[index]), &DecodeOptions::default());
-        Ok(Some(Gallery::new(test, &images, &captions, SHOWN, read)?))
+        Ok(Some(Gallery::new(shown, &images, &captions, SHOWN, read)?))
     }
 
     fn name(&self) -> String {
@@ -116,7 +131,7 @@ impl Finished<'_> {
             data: name,
             data_size: counts(self.train),
             recipe: self.recipe(),
-            before: self.log.history().before(),
+            before: self.before,
             after: self.after,
             command: command(),
         }
@@ -128,24 +143,44 @@ impl Finished<'_> {
         let trained: usize = self.model.trainable().iter().map(|(_, var)| var.elem_count()).sum();
         let mut rows = vec![
             ("trained on", counts(self.train)),
-            ("measured on", self.test.map_or("nothing".to_string(), counts)),
+            ("measured on", self.rows.shown.map_or("nothing".to_string(), counts)),
             ("parameters", format!("{parameters}, {trained} of them trained")),
-            ("loss", format!("{:?}", config.loss)),
+            ("loss", words(&config.loss)),
             ("epochs and batch", format!("{} epochs, {} pairs a step", config.epochs, config.batch_size)),
             ("rates", format!("{:e} for projections and scale, {:e} for towers", config.lr, config.tower_lr)),
-            ("schedule", format!("{:?}", config.schedule)),
-            ("optimiser", format!("{:?}", config.optimizer)),
+            ("schedule", words(&config.schedule)),
+            ("optimiser", optimizer(config)),
             ("weight decay", config.weight_decay.to_string()),
             ("seed", config.seed.to_string()),
             ("time", time(Duration::from_secs_f64(self.log.seconds()))),
         ];
-        if let Some(augment) = args.augment {
-            rows.push(("views", format!("{augment:?}")));
-        }
         if let Some(rank) = args.strategy.lora {
             rows.push(("adapters", format!("LoRA of rank {rank}")));
         }
         rows.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+    }
+}
+
+/// A choice with its constants, as "warmup_cosine, warmup_steps 5".
+fn words(choice: impl serde::Serialize) -> String {
+    let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(choice) else { return String::new() };
+    let word = |(key, value): (&String, &serde_json::Value)| match value.as_str() {
+        Some(name) if key == "name" => name.to_string(),
+        _ => format!("{key} {value}"),
+    };
+    fields.iter().map(word).collect::<Vec<_>>().join(", ")
+}
+
+fn optimizer(config: &TrainConfig) -> String {
+    let clipped = |norm: Option<f64>| norm.map(|norm| format!(", gradients clipped to {norm}")).unwrap_or_default();
+    match config.optimizer {
+        OptimizerConfig::AdamW(AdamWConfig { beta1, beta2, clip_norm, .. }) => {
+            format!("AdamW, β {beta1} and {beta2}{}", clipped(clip_norm))
+        }
+        OptimizerConfig::Sgd(SgdConfig { momentum, clip_norm, .. }) => {
+            format!("gradient descent, momentum {momentum}{}", clipped(clip_norm))
+        }
+        other => format!("{other:?}"),
     }
 }
 

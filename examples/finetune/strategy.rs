@@ -163,6 +163,7 @@ pub fn recipe(args: &Args, model: &ClipModel, images: usize) -> TrainConfig {
         ..TrainConfig::default()
     };
     config = args.strategy.apply(args.warmup_steps.unwrap_or(steps.div_ceil(10)), config);
+    config = args.keeping.apply(config);
     config.micro_batch = config.micro_batch.or_else(|| chosen.micro_batch(batch_size));
     config.optimizer = config.optimizer.with_clip_norm(args.clip_norm.or(chosen.clip_norm));
     config.workers = args.machine.workers();

@@ -9,7 +9,7 @@ use crate::Result;
 use crate::image::{ImageInput, ImageProcessor, NaflexBatch, NaflexProcessor};
 use crate::loader::Loader;
 use crate::threads::Threads;
-use crate::towers::{Collect, ImagePooling, ImageTower, ImageTowerConfig, TowerOutput};
+use crate::towers::{Collect, ImagePooling, ImageTower, ImageTowerConfig, PatchDropout, TowerOutput};
 use crate::weights::{Parameters, Params, RandomSource};
 
 /// Which tower, and how it is pooled.
@@ -221,6 +221,17 @@ impl ImageEncoder {
     /// When shapes do not fit.
     pub fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor> {
         self.threads.install_on(&self.device, || self.tower.tracked().pooled(pixel_values))
+    }
+
+    /// [`ImageEncoder::pooled`] of some of the patches, for training.
+    ///
+    /// # Shapes
+    /// `pixel_values` (B,C,H,W), `patches` of B images → (B,E).
+    ///
+    /// # Errors
+    /// When the tower's patches cannot be dropped, or shapes do not fit.
+    pub fn pooled_of_some(&self, pixel_values: &Tensor, patches: &PatchDropout) -> Result<Tensor> {
+        self.threads.install_on(&self.device, || self.tower.tracked().pooled_of_some(pixel_values, patches))
     }
 
     /// Pooled outputs without a graph.

@@ -10,7 +10,8 @@
 //!        v₂ ─────▲
 //! ```
 //! The part's backward pass works out all gradients and leaves them with the links, which candle visits afterwards. A caller sees
-//! nothing of it: `loss.backward()` has the same gradients, bit for bit, as without.
+//! nothing of it: `loss.backward()` has the same gradients as without, bit for bit but for variables that several parts read, whose sums
+//! have another order.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -84,7 +84,8 @@ impl Chart<'_> {
 
     fn axes(&self, out: &mut String, xs: Range, ys: Range, place: impl Fn((f64, f64)) -> (f64, f64)) {
         let bottom = HEIGHT - BOTTOM;
-        for y in ys.ticks(5) {
+        let (x_ticks, y_ticks) = (xs.ticks(6), ys.ticks(5));
+        for &y in &y_ticks {
             let (_, at) = place((xs.low, y));
             let _ = write!(
                 out,
@@ -93,17 +94,17 @@ impl Chart<'_> {
                 WIDTH - RIGHT,
                 LEFT - 7.0,
                 at + 4.0,
-                number(y)
+                label(y, &y_ticks)
             );
         }
-        for x in xs.ticks(6) {
+        for &x in &x_ticks {
             let (at, _) = place((x, ys.low));
             let _ = write!(
                 out,
                 "<path class=\"grid\" d=\"M{at:.1} {bottom}v4\"/><text class=\"axis\" x=\"{at:.1}\" y=\"{}\" \
                  text-anchor=\"middle\">{}</text>",
                 bottom + 16.0,
-                number(x)
+                label(x, &x_ticks)
             );
         }
         let _ = write!(
@@ -200,7 +201,17 @@ impl Range {
     }
 }
 
-/// A number as an axis shows it.
+/// A tick with as many digits as tell it from its neighbours.
+fn label(value: f64, ticks: &[f64]) -> String {
+    let step = ticks.windows(2).map(|pair| (pair[1] - pair[0]).abs()).fold(f64::INFINITY, f64::min);
+    let (wanted, usual) = (-(step * 1.001).log10().floor(), 3.0 - value.abs().log10().floor());
+    if value.abs() >= 1e-2 && wanted > usual && wanted <= 12.0 {
+        return format!("{value:.*}", wanted as usize);
+    }
+    number(value)
+}
+
+/// A number in a text.
 pub(super) fn number(value: f64) -> String {
     let size = value.abs();
     if size < 1e-12 {
@@ -226,6 +237,9 @@ mod tests {
     fn axes_have_round_numbers() {
         assert_eq!(Range { low: 0.0, high: 23.0 }.ticks(5), [0.0, 5.0, 10.0, 15.0, 20.0]);
         assert_eq!(Range { low: -0.3, high: 0.3 }.ticks(3).len(), 3);
+        assert_eq!([14.2051, 14.2052].map(|tick| label(tick, &[14.2051, 14.2052])), ["14.2051", "14.2052"]);
+        assert_eq!(label(14.205, &[14.2, 14.205]), "14.205");
+        assert_eq!(label(20.0, &[10.0, 20.0]), "20");
         for (value, text) in [(0.0, "0"), (5e-5, "5e-5"), (0.25, "0.25"), (20.0, "20"), (1234.0, "1234"), (1e7, "1e7")]
         {
             assert_eq!(number(value), text);

@@ -25,5 +25,5 @@ pub use event_file::EventFile;
 pub use gallery::{Gallery, Picture, Retrieved};
 pub use history::{History, Measured, Series};
 pub use json_lines::JsonLines;
-pub use page::{AlphaCurve, AlphaPoint, ReportPage};
+pub use page::{AlphaCurve, ReportPage};
 pub use run_log::RunLog;

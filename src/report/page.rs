@@ -8,20 +8,10 @@ use super::escape::{base64, html};
 use super::{Gallery, History, Picture, Retrieved, Series};
 use crate::Result;
 use crate::retrieval::{Recall, RetrievalReport};
+use crate::train::WisePoint;
 use crate::weights::write_atomic;
 
-/// What interpolating between the weights before and after gives at one α.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AlphaPoint {
-    /// 0 for the weights before, 1 for those after.
-    pub alpha: f64,
-    /// How well the model does at what it was trained for, in percent.
-    pub target: f64,
-    /// How well it still does at something else, in percent, where that was measured.
-    pub canary: Option<f64>,
-}
-
-/// The curve over α of WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903).
+/// The curve over α of [`WiseFt`](crate::train::WiseFt), for a report.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AlphaCurve {
     /// What the target is, as "text→image R@1".
@@ -29,7 +19,7 @@ pub struct AlphaCurve {
     /// What the canary is, as "CIFAR-10 top-1".
     pub canary: String,
     /// The points, by rising α.
-    pub points: Vec<AlphaPoint>,
+    pub points: Vec<WisePoint>,
     /// The α that was taken.
     pub chosen: Option<f64>,
 }
@@ -39,6 +29,7 @@ pub struct AlphaCurve {
 pub struct ReportPage<'a> {
     title: String,
     history: &'a History,
+    before: Option<RetrievalReport>,
     after: Option<RetrievalReport>,
     notes: Vec<String>,
     recipe: Vec<(String, String)>,
@@ -54,6 +45,7 @@ impl<'a> ReportPage<'a> {
         Self {
             title: title.into(),
             history,
+            before: history.before(),
             after: history.after(),
             notes: Vec::new(),
             recipe: Vec::new(),
@@ -61,6 +53,13 @@ impl<'a> ReportPage<'a> {
             alpha: None,
             gallery: None,
         }
+    }
+
+    /// What the model did before training, where that is not the evaluation before the first step (but one of other rows, say).
+    #[must_use]
+    pub fn before(mut self, report: RetrievalReport) -> Self {
+        self.before = Some(report);
+        self
     }
 
     /// What the model that was saved does, where that is not the last evaluation (after interpolation, say).
@@ -131,7 +130,7 @@ impl<'a> ReportPage<'a> {
             retrievals(
                 &mut out,
                 "Found best",
-                "ahead of every other image by the largest lead",
+                "whose own image (outlined) is ahead of every other by most",
                 &gallery.best,
                 gallery,
             );
@@ -154,7 +153,7 @@ impl<'a> ReportPage<'a> {
             let _ = writeln!(out, "<div class=\"tile\"><b>{value}</b><span>{what}</span></div>");
         };
         if let Some(after) = self.after {
-            let before = self.history.before();
+            let before = self.before;
             for (name, pick) in DIRECTIONS {
                 let now = pick(&after).r1;
                 let change = before.map(|before| now - pick(&before).r1).map(signed).unwrap_or_default();
@@ -172,8 +171,8 @@ impl<'a> ReportPage<'a> {
     }
 
     fn recalls(&self, out: &mut String) {
-        let (Some(before), after) = (self.history.before().or(self.after), self.after) else { return };
-        let had = self.history.before().is_some();
+        let (Some(before), after) = (self.before.or(self.after), self.after) else { return };
+        let had = self.before.is_some();
         let _ = writeln!(
             out,
             "<h2>Recall before and after</h2>\n<p class=\"soft\">How many of {} captions find their image among the first 1, 5 and \

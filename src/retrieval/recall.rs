@@ -119,6 +119,13 @@ impl RetrievalReport {
         })
     }
 
+    /// The mean of the six recalls, in percent: one number to compare models by, less noisy than any of them.
+    #[must_use]
+    pub fn mean_recall(&self) -> f64 {
+        let sum = |recall: &Recall| recall.r1 + recall.r5 + recall.r10;
+        (sum(&self.text_to_image) + sum(&self.image_to_text)) / 6.0
+    }
+
     /// Recall in both directions from similarities or logits.
     ///
     /// # Shapes

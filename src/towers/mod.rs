@@ -12,6 +12,7 @@ mod fastvit;
 mod m2m100;
 mod maps;
 mod modernbert;
+mod patch_dropout;
 mod pooling;
 mod relative;
 mod resnet;
@@ -27,6 +28,7 @@ pub use convnext::{ConvNextConfig, ConvNextStageConfig};
 pub use fastvit::{AttentionNorm, BranchForm, Downsample, FastVitConfig, FastVitStageConfig, TokenMixer};
 pub use m2m100::M2m100Config;
 pub use modernbert::{BiasedLayers, ModernBertConfig, Sight};
+pub use patch_dropout::PatchDropout;
 pub use pooling::{ImagePooling, TextPooling};
 pub use relative::RelativePositions;
 pub use resnet::ResNetConfig;
@@ -78,6 +80,19 @@ pub trait ImageTower: Send + Sync {
     /// # Errors
     /// When shapes do not fit.
     fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor>;
+
+    /// [`ImageTower::pooled`] of some of the patches, in training; towers without patches refuse.
+    ///
+    /// # Shapes
+    /// `pixel_values` (B,C,H,W) → (B,E).
+    ///
+    /// # Errors
+    /// When the tower's patches cannot be dropped, or shapes do not fit.
+    fn pooled_of_some(&self, pixel_values: &Tensor, patches: &PatchDropout) -> Result<Tensor> {
+        let _ = (pixel_values, patches);
+        let message = "this tower's patches cannot be dropped; only vision transformers with absolute positions can do without some";
+        Err(Error::argument("patch_keep", message))
+    }
 
     /// Token-level and pooled outputs.
     ///

@@ -1,7 +1,7 @@
 //! Checkpoints of a run: folders `step-00000120` that are there completely or not at all.
 //!
 //! A checkpoint holds `weights.safetensors` (the trainable parameters), `optimizer.safetensors`, `ema.safetensors` where there
-//! are averages, and `manifest.json` with the step, the recipe, and each file's length and hash. It is written under another
+//! are averages, `best.safetensors` where the best weights are to be left, and `manifest.json` with the step, the recipe, and each file's length and hash. It is written under another
 //! name, every file and the folder are flushed to the disk, then the folder is renamed and the folder around it flushed. A
 //! folder whose manifest or hashes do not fit is passed over when a run goes on.
 
@@ -12,12 +12,14 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::watch::Seen;
 use crate::weights::{save_safetensors, sync_folder, write_atomic};
 use crate::{Error, Result};
 
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const EMA: &str = "ema.safetensors";
+const BEST: &str = "best.safetensors";
 const MANIFEST: &str = "manifest.json";
 const VERSION: u32 = 1;
 const STAGING: &str = ".writing-";
@@ -55,6 +57,9 @@ pub(super) struct Place {
     pub(super) broken: Vec<(usize, String)>,
     /// The recipe, which must be the same when the run goes on.
     pub(super) recipe: String,
+    /// What the evaluations found that decide when the run stops.
+    #[serde(default)]
+    pub(super) seen: Seen,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -77,6 +82,8 @@ pub(super) struct Tensors {
     pub(super) weights: HashMap<String, Tensor>,
     pub(super) optimizer: HashMap<String, Tensor>,
     pub(super) ema: HashMap<String, Tensor>,
+    /// The trainable parameters at the best evaluation, where they are to be left.
+    pub(super) best: HashMap<String, Tensor>,
 }
 
 /// Writes a checkpoint and removes all but the newest ones.
@@ -86,7 +93,8 @@ pub(super) fn save(config: &CheckpointConfig, place: &Place, tensors: &Tensors) 
     std::fs::create_dir_all(folder).map_err(fail)?;
     let staging = tempfile::Builder::new().prefix(STAGING).tempdir_in(folder).map_err(fail)?;
     let mut files = BTreeMap::new();
-    for (name, tensors) in [(WEIGHTS, &tensors.weights), (OPTIMIZER, &tensors.optimizer), (EMA, &tensors.ema)] {
+    let Tensors { weights, optimizer, ema, best } = tensors;
+    for (name, tensors) in [(WEIGHTS, weights), (OPTIMIZER, optimizer), (EMA, ema), (BEST, best)] {
         if !tensors.is_empty() {
             let path = staging.path().join(name);
             save_safetensors(&path, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), &[])?;
@@ -151,7 +159,8 @@ fn read(path: &Path) -> Result<(Place, Tensors)> {
         }
         Ok(candle_core::safetensors::load(&file, &Device::Cpu)?)
     };
-    let tensors = Tensors { weights: load(WEIGHTS)?, optimizer: load(OPTIMIZER)?, ema: load(EMA)? };
+    let (weights, optimizer, ema, best) = (load(WEIGHTS)?, load(OPTIMIZER)?, load(EMA)?, load(BEST)?);
+    let tensors = Tensors { weights, optimizer, ema, best };
     Ok((place, tensors))
 }
 
@@ -211,12 +220,13 @@ mod tests {
             loss_bits: 0.1f64.to_bits(),
             broken: vec![(3, String::from("is empty"))],
             recipe: String::from("r"),
+            seen: Seen::default(),
         }
     }
 
     fn tensors(value: f32) -> Tensors {
         let one = |name: &str| HashMap::from([(name.to_string(), Tensor::new(&[value, 2.0], &Device::Cpu).unwrap())]);
-        Tensors { weights: one("w"), optimizer: one("first/w"), ema: HashMap::new() }
+        Tensors { weights: one("w"), optimizer: one("first/w"), ema: HashMap::new(), best: HashMap::new() }
     }
 
     #[test]

@@ -5,9 +5,11 @@ use super::checkpoint::CheckpointConfig;
 use super::forward::Precision;
 use super::groups::GroupRule;
 use super::schedule::Schedule;
+use super::watch::EarlyStop;
 use crate::data::Tolerance;
 use crate::image::Augment;
 use crate::loss::Loss;
+use crate::towers::PatchDropout;
 use crate::weights::Activations;
 use crate::{Error, Result};
 
@@ -55,6 +57,9 @@ pub struct TrainConfig {
     pub workers: usize,
     /// Random views of the training images.
     pub augment: Augment,
+    /// The share of the patches that a trained image tower looks at in a step ([`PatchDropout`](crate::towers::PatchDropout)); 1 for
+    /// all. Evaluation looks at all.
+    pub patch_keep: f64,
     /// How many training images may be unreadable: each is left out of its batches and listed in the report.
     pub broken_images: Tolerance,
     /// How many bytes of decoded (and, unless crops are resized, resized) images are kept in memory between epochs; the others are read
@@ -62,6 +67,8 @@ pub struct TrainConfig {
     pub image_cache_bytes: usize,
     /// When the evaluation split is evaluated.
     pub evaluation: Evaluation,
+    /// When the run ends before its last epoch, and which weights it then leaves; `None` for all epochs and the last weights.
+    pub early_stop: Option<EarlyStop>,
 }
 
 /// What two pairs of a batch with the same caption are to each other.
@@ -107,9 +114,11 @@ impl Default for TrainConfig {
             seed: 0,
             workers: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             augment: Augment::default(),
+            patch_keep: 1.0,
             broken_images: Tolerance::default(),
             image_cache_bytes: 256 << 20,
             evaluation: Evaluation::EachEpoch,
+            early_stop: None,
         }
     }
 }
@@ -136,6 +145,8 @@ impl TrainConfig {
         if self.workers == 0 {
             return Err(Error::argument("workers", "is 0; at least 1 is needed"));
         }
+        PatchDropout::new(self.patch_keep, Vec::new())?;
+        self.early_stop.as_ref().map_or(Ok(()), EarlyStop::check)?;
         if self.micro_batch == Some(0) {
             return Err(Error::argument("micro_batch", "is 0; at least 1 is needed, or none for the whole batch"));
         }

@@ -1,21 +1,22 @@
 //! Where a step's pooled outputs come from: kept from one pass over a frozen tower, or worked out anew from files and texts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use candle_core::Tensor;
 
-use super::broken::{Broken, readable, reason};
+use super::broken::{readable, reason};
 use super::config::TrainConfig;
-use super::pooled::{pool_images, pool_readable, pool_texts, select};
+use super::pooled::{pool_images, pool_texts, pool_tolerated, select};
 use super::progress::Progress;
 use crate::data::{BatchLoader, LastBatch, LoaderConfig};
 use crate::image::image_crate::RgbImage;
 use crate::image::{Augment, ImageProcessor, ImageSource, PixelArray};
 use crate::text::TokenBatch;
-use crate::{ClipModel, Error, Result};
+use crate::towers::PatchDropout;
+use crate::{ClipModel, Error, Result, ops};
 
 /// Pooled outputs (N,E) of different inputs, and which row each input has; none where it could not be read.
 pub(super) struct Kept {
@@ -33,22 +34,27 @@ impl Kept {
         evaluation: &[T],
         pool: impl FnOnce(&[T]) -> Result<(Tensor, Vec<(usize, Error)>)>,
     ) -> Result<Self> {
-        let (mut place, mut inputs) = (HashMap::new(), Vec::new());
-        let mut index = |input: &T| {
-            *place.entry(input.clone()).or_insert_with(|| {
-                inputs.push(input.clone());
-                inputs.len() - 1
-            })
-        };
-        let train: Vec<usize> = train.iter().map(&mut index).collect();
-        let evaluation: Vec<usize> = evaluation.iter().map(&mut index).collect();
-        let (rows, mut without) = pool(&inputs)?;
-        let find = |without: &[(usize, Error)], input: usize| without.binary_search_by_key(&input, |(i, _)| *i);
+        let (inputs, mut places) = distinct(train.iter().chain(evaluation));
+        let evaluation = places.split_off(train.len());
+        let (rows, without) = pool(&inputs)?;
+        Self::of(rows, without, &places, &evaluation)
+    }
+
+    /// Takes rows that are there: of input `i` of those that `train` and `evaluation` count in, unless `without` names it, whose
+    /// order is the inputs'.
+    pub(super) fn of(
+        rows: Tensor,
+        mut without: Vec<(usize, Error)>,
+        train: &[u32],
+        evaluation: &[u32],
+    ) -> Result<Self> {
+        let find =
+            |without: &[(usize, Error)], input: u32| without.binary_search_by_key(&(input as usize), |(i, _)| *i);
         // What is measured must not depend on what can be read.
         if let Some(at) = evaluation.iter().find_map(|&input| find(&without, input).ok()) {
             return Err(without.swap_remove(at).1);
         }
-        let row = |&input: &usize| find(&without, input).err().map(|before| (input - before) as u32);
+        let row = |&input: &u32| find(&without, input).err().map(|before| input - before as u32);
         let broken = train.iter().enumerate().filter_map(|(i, &input)| Some((i, find(&without, input).ok()?)));
         let broken = broken.map(|(i, at)| (i, reason(&without[at].1))).collect();
         let evaluation = evaluation.iter().filter_map(row).collect();
@@ -60,10 +66,37 @@ impl Kept {
         select(&self.rows, &indices.iter().filter_map(|&i| self.train[i]).collect::<Vec<_>>())
     }
 
+    /// Those of these training inputs that have a row, and their rows (inputs,E), if there are any.
+    pub(super) fn readable(&self, indices: &[usize]) -> Result<(Vec<usize>, Option<Tensor>)> {
+        let indices: Vec<usize> = indices.iter().copied().filter(|&i| self.train[i].is_some()).collect();
+        let rows = if indices.is_empty() { None } else { Some(self.train(&indices)?) };
+        Ok((indices, rows))
+    }
+
+    /// The training inputs without a row, and why.
+    pub(super) fn broken(&self) -> &[(usize, String)] {
+        &self.broken
+    }
+
     /// The rows of all evaluation inputs.
     fn evaluation(&self) -> Result<Tensor> {
         select(&self.rows, &self.evaluation)
     }
+}
+
+/// The different ones of `inputs`, in the order in which they first appear, and which of them each input is.
+pub(super) fn distinct<'i, T: std::hash::Hash + Eq + Clone + 'i>(
+    inputs: impl IntoIterator<Item = &'i T>,
+) -> (Vec<T>, Vec<u32>) {
+    let (mut place, mut different) = (HashMap::new(), Vec::new());
+    let mut row = |input: &T| {
+        *place.entry(input.clone()).or_insert_with(|| {
+            different.push(input.clone());
+            (different.len() - 1) as u32
+        })
+    };
+    let rows = inputs.into_iter().map(&mut row).collect();
+    (different, rows)
 }
 
 /// Where a batch's images come from.
@@ -78,8 +111,28 @@ pub(super) enum Images {
 pub(super) enum EpochImages<'a> {
     /// Rows to choose from.
     Kept(&'a Kept),
-    /// Pixel values from the worker threads.
-    Loaded(BatchLoader<Result<PixelArray>>),
+    /// Pixel values from the worker threads, and what decides which patches are dropped.
+    Loaded(BatchLoader<Result<PixelArray>>, Draws),
+}
+
+/// Which patches an epoch drops.
+#[derive(Clone, Copy)]
+pub(super) struct Draws {
+    keep: f64,
+    seed: u64,
+    epoch: usize,
+}
+
+impl Draws {
+    /// Of these images, if the tower is trained and patches are dropped at all.
+    fn of(self, model: &ClipModel, indices: &[usize]) -> Result<Option<PatchDropout>> {
+        let Self { keep, seed, epoch } = self;
+        if keep == 1.0 || model.image_encoder().is_frozen() {
+            return Ok(None);
+        }
+        let draw = |i: &usize| crate::random::hash(format!("{seed}/{epoch}/{i}").into_bytes());
+        PatchDropout::new(keep, indices.iter().map(draw).collect()).map(Some)
+    }
 }
 
 impl Images {
@@ -94,16 +147,7 @@ impl Images {
         config.augment.validate()?;
         if encoder.is_frozen() && config.augment == Augment::default() {
             let total = train.len();
-            let pool = |images: &[ImageSource]| {
-                let (mut counted, mut without) = (Broken::new(config.broken_images, total), Vec::new());
-                let mut broken = |i: usize, error: Error| {
-                    counted.note(i, &images[i].to_string(), &reason(&error))?;
-                    without.push((i, error));
-                    Ok(())
-                };
-                let rows = pool_readable(model, images, config.workers, &mut broken, progress)?;
-                Ok((rows, without))
-            };
+            let pool = |images: &[ImageSource]| pool_tolerated(model, images, config, total, progress);
             return Ok(Self::Kept(Kept::new(&train, evaluation, pool)?));
         }
         let processor = encoder.processor().clone();
@@ -118,9 +162,10 @@ impl Images {
             Self::Files(images) => {
                 let (images, seed) = (images.clone(), config.seed);
                 let job = move |i| readable(images.view(i, seed, epoch));
-                let TrainConfig { batch_size, workers, .. } = *config;
+                let TrainConfig { batch_size, workers, patch_keep: keep, .. } = *config;
                 let config = LoaderConfig { batch_size, workers, prefetch: 2, last: LastBatch::Drop };
-                Ok(EpochImages::Loaded(BatchLoader::new(order.to_vec(), config, job)?))
+                let draws = Draws { keep, seed, epoch };
+                Ok(EpochImages::Loaded(BatchLoader::new(order.to_vec(), config, job)?, draws))
             }
         }
     }
@@ -128,7 +173,7 @@ impl Images {
     /// The training images that are known to be unreadable before the first step, and why.
     pub(super) fn broken(&self) -> &[(usize, String)] {
         match self {
-            Self::Kept(kept) => &kept.broken,
+            Self::Kept(kept) => kept.broken(),
             Self::Files(_) => &[],
         }
     }
@@ -158,17 +203,35 @@ pub(super) struct NextImages {
     pub(super) broken: Vec<(usize, String)>,
 }
 
+impl NextImages {
+    /// Without those that are not among `others`, which are of the same batch.
+    pub(super) fn only(self, others: &[usize]) -> Result<Self> {
+        let places = places(&self.indices, others);
+        if places.len() == self.indices.len() {
+            return Ok(self);
+        }
+        let indices = places.iter().map(|&place| self.indices[place]).collect();
+        let images = self.images.filter(|_| !places.is_empty()).map(|images| images.rows(&places)).transpose()?;
+        Ok(Self { indices, images, ..self })
+    }
+}
+
+/// Where in `all` those are that are among `some`.
+pub(super) fn places(all: &[usize], some: &[usize]) -> Vec<usize> {
+    let some: HashSet<usize> = some.iter().copied().collect();
+    all.iter().enumerate().filter(|(_, i)| some.contains(i)).map(|(place, _)| place).collect()
+}
+
 impl EpochImages<'_> {
     /// The images of the next batch, which `indices` are.
     pub(super) fn next(&mut self, model: &ClipModel, indices: &[usize]) -> Result<NextImages> {
         let mut broken = Vec::new();
         match self {
             Self::Kept(kept) => {
-                let indices: Vec<usize> = indices.iter().copied().filter(|&i| kept.train[i].is_some()).collect();
-                let pooled = if indices.is_empty() { None } else { Some(kept.train(&indices)?) };
-                Ok(NextImages { indices, images: pooled.map(ImageBatch::Pooled), broken })
+                let (indices, rows) = kept.readable(indices)?;
+                Ok(NextImages { indices, images: rows.map(ImageBatch::Pooled), broken })
             }
-            Self::Loaded(loader) => {
+            Self::Loaded(loader, draws) => {
                 let ended = || Error::argument("order", "the loader ended before the epoch");
                 let (mut good, mut arrays) = (Vec::with_capacity(indices.len()), Vec::with_capacity(indices.len()));
                 for (&i, image) in indices.iter().zip(loader.next().ok_or_else(ended)??) {
@@ -180,9 +243,12 @@ impl EpochImages<'_> {
                         Err(error) => broken.push((i, reason(&error))),
                     }
                 }
-                let device = model.image_encoder().device();
-                let pixels = if arrays.is_empty() { None } else { Some(PixelArray::stack(&arrays, device)?) };
-                Ok(NextImages { indices: good, images: pixels.map(ImageBatch::Pixels), broken })
+                if arrays.is_empty() {
+                    return Ok(NextImages { indices: good, images: None, broken });
+                }
+                let pixels = PixelArray::stack(&arrays, model.image_encoder().device())?;
+                let images = ImageBatch::Pixels(pixels, draws.of(model, &good)?);
+                Ok(NextImages { indices: good, images: Some(images), broken })
             }
         }
     }
@@ -192,8 +258,8 @@ impl EpochImages<'_> {
 pub(super) enum ImageBatch {
     /// Outputs of the frozen tower (B,E).
     Pooled(Tensor),
-    /// Pixel values (B,C,H,W).
-    Pixels(Tensor),
+    /// Pixel values (B,C,H,W), and which of their patches the tower looks at, if not at all.
+    Pixels(Tensor, Option<PatchDropout>),
 }
 
 impl ImageBatch {
@@ -203,11 +269,36 @@ impl ImageBatch {
             |t: &Tensor| if rows.len() == t.dim(0)? { Ok(t.clone()) } else { t.narrow(0, rows.start, rows.len()) };
         match self {
             Self::Pooled(pooled) => model.project_image(&part(pooled)?),
-            Self::Pixels(pixels) => {
-                let pooled = model.image_encoder().pooled(&part(pixels)?.contiguous()?)?;
+            Self::Pixels(pixels, dropout) => {
+                let (encoder, pixels) = (model.image_encoder(), part(pixels)?.contiguous()?);
+                let pooled = match dropout {
+                    Some(dropout) => encoder.pooled_of_some(&pixels, &dropout.rows(rows))?,
+                    None => encoder.pooled(&pixels)?,
+                };
                 model.project_image(&pooled.to_dtype(model.dtype())?)
             }
         }
+    }
+
+    /// Some of the images, in this order.
+    fn rows(&self, rows: &[usize]) -> Result<Self> {
+        let part = |t: &Tensor| select(t, &rows.iter().map(|&row| row as u32).collect::<Vec<_>>());
+        Ok(match self {
+            Self::Pooled(pooled) => Self::Pooled(part(pooled)?),
+            Self::Pixels(pixels, dropout) => {
+                let dropout = dropout.as_ref().map(|dropout| dropout.rows(rows.iter().copied()));
+                Self::Pixels(part(pixels)?, dropout)
+            }
+        })
+    }
+
+    /// Unit rows (B,D) of all, without a graph.
+    pub(super) fn embeds_detached(&self, model: &ClipModel) -> Result<Tensor> {
+        let pooled = match self {
+            Self::Pooled(pooled) => pooled.clone(),
+            Self::Pixels(pixels, _) => model.image_encoder().pooled_detached(pixels)?,
+        };
+        ops::l2_normalize(&model.project_image(&pooled)?.detach())
     }
 }
 

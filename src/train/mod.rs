@@ -12,11 +12,16 @@
 //! | to train few numbers | [`ClipModel::with_lora`](crate::ClipModel::with_lora) |
 //! | slower lower layers, other rates and decays | [`TrainConfig::layer_decay`], [`TrainConfig::groups`] |
 //! | an average of the weights | [`TrainConfig::ema`] |
+//! | to learn from a larger model | [`Trainer::with_teacher`] and a [`DistillLoss`](crate::loss::DistillLoss) |
+//! | not to lose what the model knew | [`Trainer::with_canary`], [`TrainConfig::early_stop`], [`WiseFt`] |
+//! | to know what goes wrong without an error | [`Progress::Warning`] |
 //! | to train on data with broken files | [`TrainConfig::broken_images`], [`TrainReport::skipped`] |
 //! | to go on after a crash | [`TrainConfig::checkpoints`] |
 
 mod any_optimizer;
+mod batches;
 mod broken;
+mod canary;
 mod checkpoint;
 mod config;
 mod ema;
@@ -27,15 +32,20 @@ mod groups;
 mod halves;
 mod norm;
 mod optimizer;
+mod pitfalls;
 mod pooled;
 mod progress;
 mod schedule;
 mod sgd;
 mod step;
+mod teacher;
 mod trainer;
 mod update;
+mod watch;
+mod wise_ft;
 
 pub use any_optimizer::{Optimizer, OptimizerConfig};
+pub use canary::Canary;
 pub use checkpoint::CheckpointConfig;
 pub use config::{Duplicates, Evaluation, TrainConfig};
 pub use ema::Ema;
@@ -45,8 +55,12 @@ pub use gradient_check::check_gradients;
 pub use groups::{GroupRule, SelectRule, Selection};
 pub use norm::gradient_norm;
 pub use optimizer::{AdamW, AdamWConfig, Moments, ParamGroup, decays};
+pub use pitfalls::{Geometry, Pitfall, Warning};
 pub use pooled::evaluate_retrieval;
-pub use progress::{Half, Progress, Step, TrainReport};
+pub use progress::{CanaryReport, Half, Progress, Step, StopReason, TrainReport};
 pub use schedule::Schedule;
 pub use sgd::{Sgd, SgdConfig};
+pub use teacher::{TeacherConfig, TeacherView};
 pub use trainer::{TrainData, Trainer};
+pub use watch::{EarlyStop, Leave};
+pub use wise_ft::{WiseCurve, WiseFt, WisePoint};

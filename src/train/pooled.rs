@@ -4,7 +4,8 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
-use super::broken::readable;
+use super::broken::{Broken, readable, reason};
+use super::config::TrainConfig;
 use super::progress::{Half, Progress};
 use crate::data::{BatchLoader, LastBatch, LoaderConfig, Split};
 use crate::image::{ImageSource, PixelArray};
@@ -56,7 +57,7 @@ pub(super) fn pool_images(
 ///
 /// # Shapes
 /// N images → (number that can be read, E).
-pub(super) fn pool_readable(
+fn pool_readable(
     model: &ClipModel,
     images: &[ImageSource],
     workers: usize,
@@ -90,12 +91,40 @@ pub(super) fn pool_readable(
     Ok(Tensor::cat(&rows, 0)?)
 }
 
+/// Like [`pool_readable`], as far as the recipe allows: gives the outputs, and the images that have none with what is wrong with them.
+/// The share that may be broken is one of `total` images.
+pub(super) fn pool_tolerated(
+    model: &ClipModel,
+    images: &[ImageSource],
+    config: &TrainConfig,
+    total: usize,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<(Tensor, Vec<(usize, Error)>)> {
+    let (mut counted, mut without) = (Broken::new(config.broken_images, total), Vec::new());
+    let mut broken = |i: usize, error: Error| {
+        counted.note(i, &images[i].to_string(), &reason(&error))?;
+        without.push((i, error));
+        Ok(())
+    };
+    let rows = pool_readable(model, images, config.workers, &mut broken, progress)?;
+    Ok((rows, without))
+}
+
 /// # Shapes
 /// N texts → (N,E), in the order of `texts`.
 pub(super) fn pool_texts(model: &ClipModel, texts: &[&str], progress: &mut dyn FnMut(&Progress)) -> Result<Tensor> {
     model.text_encoder().encode_in_batches(texts, TEXTS, |done| {
         progress(&Progress::Pooling { half: Half::Text, done, total: texts.len() });
     })
+}
+
+/// Unit rows of captions (M,D).
+pub(super) fn embed_captions(
+    model: &ClipModel,
+    texts: &[&str],
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Embeddings> {
+    Embeddings::from_features(&model.project_text(&pool_texts(model, texts, progress)?)?)
 }
 
 /// The rows `indices` of `rows`.

@@ -1,7 +1,11 @@
 //! What a run tells its caller while it goes on, and at its end.
 
+use serde::{Deserialize, Serialize};
+
+use super::pitfalls::{Geometry, Warning};
 use crate::data::Skipped;
 use crate::retrieval::RetrievalReport;
+use crate::zero_shot::ZeroShotReport;
 
 /// One of a model's two halves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,11 +35,46 @@ pub enum Progress {
     Step(Step),
     /// The evaluation split was evaluated.
     Evaluated {
-        /// The epoch it follows, counted from 1; 0 is before training.
+        /// The epoch it follows, counted from 1; 0 is before training, where there is an early stop.
         epoch: usize,
         /// What it found.
         report: RetrievalReport,
     },
+    /// The canary was measured.
+    Canary {
+        /// The epoch it follows, counted from 1; 0 is before training.
+        epoch: usize,
+        /// What it found.
+        report: ZeroShotReport,
+    },
+    /// The run ends before its last epoch.
+    Stopped {
+        /// The epoch it follows, counted from 1.
+        epoch: usize,
+        /// Why.
+        reason: StopReason,
+    },
+    /// Something goes wrong without an error.
+    Warning(Warning),
+}
+
+/// Why a run ended before its last epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// Too many epochs brought no better target.
+    Patience,
+    /// The canary lost too much.
+    Canary,
+}
+
+/// A zero-shot task before and after training.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CanaryReport {
+    /// Before the first step.
+    pub before: ZeroShotReport,
+    /// With the weights that the run leaves.
+    pub after: ZeroShotReport,
 }
 
 /// One optimiser step.
@@ -68,8 +107,18 @@ pub struct TrainReport {
     pub loss: f64,
     /// The samples that were left out: rows when the data was read, then images in the order of the split.
     pub skipped: Vec<Skipped>,
-    /// The last evaluation, if there was something to evaluate.
+    /// What the weights that the run leaves come to, if there was something to evaluate.
     pub evaluation: Option<RetrievalReport>,
+    /// The canary, if there was one.
+    pub canary: Option<CanaryReport>,
+    /// With an early stop, the epoch of the best target, counted from 1; 0 is before training.
+    pub best_epoch: Option<usize>,
+    /// Why the run ended before its last epoch, if it did.
+    pub stopped: Option<StopReason>,
+    /// How the embeddings of the last epoch's last batch lay.
+    pub geometry: Option<Geometry>,
+    /// The pitfalls that were met, each at most once an epoch.
+    pub warnings: Vec<Warning>,
     /// Seconds in which frozen towers ran once.
     pub prepare_seconds: f64,
     /// Seconds from the first step to the end of the last evaluation.

@@ -1,6 +1,7 @@
 //! One step of [`Trainer`]: loss and gradients of its batches, checked, and the optimiser's move.
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
@@ -9,12 +10,14 @@ use super::config::Duplicates;
 use super::grad_cache::{CachedSide, GradientSum, cached_backward};
 use super::gradient_check::check_gradients;
 use super::halves::{ImageBatch, TextBatch};
+use super::pitfalls::{Geometry, Pitfall, collapsed, saturated};
+use super::progress::Progress;
 use super::trainer::Trainer;
 use crate::data::Split;
 use crate::logit_scale::LogitScale;
-use crate::loss::{Pairs, Positives};
+use crate::loss::{Pairs, Positives, Teacher};
 use crate::weights::Pattern;
-use crate::{ErrorKind, Result, ops};
+use crate::{Error, ErrorKind, Result, ops};
 
 /// Parameters whose gradient mathematics makes zero: softmax does not see what is added to all keys, and LoRA's A is behind a B
 /// that starts at zero.
@@ -31,6 +34,8 @@ pub(super) struct Batch {
     pub(super) texts: TextBatch,
     /// Each pair's image and its caption, as indices.
     pub(super) captions: Vec<(usize, usize)>,
+    /// What the teacher makes of them, where there is one.
+    pub(super) teacher: Option<Teacher>,
 }
 
 /// What one step found.
@@ -41,19 +46,24 @@ pub(super) struct Outcome {
     pub(super) logit_scale: f64,
     /// The norm of the gradients before clipping.
     pub(super) grad_norm: f64,
+    /// The unit rows of the last batch, without a graph.
+    embeds: (Tensor, Tensor),
+    /// Pairs whose caption an earlier one of their batch has, and pairs.
+    repeated: (usize, usize),
 }
 
 impl Trainer<'_> {
     /// One step of the optimiser, on the mean of the batches' losses.
     pub(super) fn step(&mut self, batches: &[Batch], train: &Split, lr_factor: f64) -> Result<Outcome> {
         let logit_scale = self.model.logit_scale()?;
+        let embeds = RefCell::new(None);
         let (grads, loss) = match batches {
-            [batch] => self.gradients(batch, train)?,
+            [batch] => self.gradients(batch, train, &embeds)?,
             _ => {
                 let (mut sum, mut mean) = (GradientSum::new(&self.trainable), 0.0);
                 let share = 1.0 / batches.len() as f64;
                 for batch in batches {
-                    let (grads, loss) = self.gradients(batch, train)?;
+                    let (grads, loss) = self.gradients(batch, train, &embeds)?;
                     sum.add(&grads, share)?;
                     mean += share * loss;
                 }
@@ -76,13 +86,59 @@ impl Trainer<'_> {
             self.model.clamp_logit_scale(0.0, LogitScale::LARGEST)?;
         }
         self.taken += 1;
-        Ok(Outcome { loss, logit_scale, grad_norm })
+        let embeds = embeds.into_inner().ok_or_else(|| Error::argument("batches", "there is none"))?;
+        let repeated = batches.iter().map(|batch| repeated(batch, train)).sum();
+        let pairs = batches.iter().map(|batch| batch.captions.len()).sum();
+        Ok(Outcome { loss, logit_scale, grad_norm, embeds, repeated: (repeated, pairs) })
+    }
+
+    /// Tells of the pitfalls that a step shows; how the embeddings lie is looked at after an epoch's last one.
+    pub(super) fn warn(
+        &mut self,
+        epoch: usize,
+        outcome: &Outcome,
+        last: bool,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<()> {
+        let mut met = Vec::new();
+        if let (repeated @ 1.., pairs) = outcome.repeated
+            && self.config.duplicates == Duplicates::Negatives
+        {
+            met.push(Pitfall::DuplicateCaptions { repeated, pairs });
+        }
+        if self.config.loss.bounds_scale() && self.trainable.iter().any(|(name, _)| name == "logit_scale") {
+            met.extend(saturated(outcome.logit_scale));
+        }
+        // A batch of which one image is left has no geometry.
+        if last && outcome.embeds.0.dim(0)? > 1 {
+            let geometry = Geometry::of(&outcome.embeds.0, &outcome.embeds.1)?;
+            self.pitfalls.geometry = Some(geometry);
+            met.extend(collapsed(geometry));
+        }
+        for pitfall in met {
+            if let Some(warning) = self.pitfalls.meet(epoch + 1, self.taken, pitfall) {
+                progress(&Progress::Warning(warning));
+            }
+        }
+        Ok(())
     }
 
     /// The gradients of one batch, and its loss.
-    fn gradients(&self, batch: &Batch, train: &Split) -> Result<(GradStore, f64)> {
+    fn gradients(
+        &self,
+        batch: &Batch,
+        train: &Split,
+        embeds: &RefCell<Option<(Tensor, Tensor)>>,
+    ) -> Result<(GradStore, f64)> {
         let positives = self.positives(batch, train)?;
-        let loss = |images: &Tensor, texts: &Tensor| self.loss(images, texts, positives.as_ref());
+        let loss = |images: &Tensor, texts: &Tensor| {
+            let (images, texts) = (ops::l2_normalize(images)?, ops::l2_normalize(texts)?);
+            *embeds.borrow_mut() = Some((images.detach(), texts.detach()));
+            let (scale, bias) = self.model.logit_factor(&images)?;
+            let (positives, teacher) = (positives.as_ref(), batch.teacher.as_ref());
+            let pairs = Pairs { logit_bias: bias.as_ref(), positives, teacher, ..Pairs::new(&images, &texts, &scale) };
+            self.config.loss.of(&pairs)
+        };
         let model = &*self.model.for_step(self.config.precision)?;
         let rows = batch.captions.len();
         let Some(chunk) = self.config.micro_batch.filter(|&chunk| chunk < rows) else {
@@ -94,12 +150,6 @@ impl Trainer<'_> {
         let texts = CachedSide { rows, encode: &|rows| batch.texts.features(model, rows) };
         let (value, grads) = cached_backward(&images, &texts, chunk, &self.trainable, loss)?;
         Ok((grads, self.finite(&value, batch, train)?))
-    }
-
-    fn loss(&self, image_features: &Tensor, text_features: &Tensor, positives: Option<&Positives>) -> Result<Tensor> {
-        let (images, texts) = (ops::l2_normalize(image_features)?, ops::l2_normalize(text_features)?);
-        let (scale, bias) = self.model.logit_factor(&images)?;
-        self.config.loss.of(&Pairs { logit_bias: bias.as_ref(), positives, ..Pairs::new(&images, &texts, &scale) })
     }
 
     /// Which pairs have a caption in common, where that counts and there are any.
@@ -127,6 +177,13 @@ impl Trainer<'_> {
         let message = format!("the loss is {value}; the batch's images are {images}");
         Err(ErrorKind::Training { step: self.taken + 1, message }.into())
     }
+}
+
+/// How many pairs have a caption that an earlier one of the batch has.
+fn repeated(batch: &Batch, train: &Split) -> usize {
+    let mut seen = HashSet::new();
+    let again = |&&(image, caption): &&(usize, usize)| !seen.insert(train.captions()[image][caption].as_str());
+    batch.captions.iter().filter(again).count()
 }
 
 /// The first images of some batches.

@@ -14,19 +14,22 @@ use std::time::Instant;
 use candle_core::Var;
 
 use super::any_optimizer::Optimizer;
+use super::batches::EpochBatches;
 use super::broken::Broken;
 use super::checkpoint::{self, CheckpointConfig, Place, Tensors};
 use super::config::{Evaluation, TrainConfig};
 use super::ema::Ema;
 use super::groups::Rates;
-use super::halves::{Images, NextImages, Texts};
+use super::halves::{Images, Texts};
+use super::pitfalls::Pitfalls;
 use super::pooled::recalls;
 use super::progress::{Progress, Step, TrainReport};
-use super::step::Batch;
+use super::teacher::{TeacherConfig, TeacherData};
+use super::watch::Watch;
 use crate::data::{Sampler, Split};
 use crate::image::ImageSource;
 use crate::retrieval::RetrievalReport;
-use crate::{ClipModel, Embeddings, Error, ErrorKind, Result};
+use crate::{ClipModel, Embeddings, Error, Result};
 
 /// Trains a model in place: its variables are the caller's.
 pub struct Trainer<'a> {
@@ -37,20 +40,24 @@ pub struct Trainer<'a> {
     pub(super) trainable: Vec<(String, Var)>,
     pub(super) optimizer: Optimizer,
     ema: Option<Ema>,
+    teacher: Option<(ClipModel, TeacherConfig)>,
+    pub(super) watch: Watch,
+    pub(super) pitfalls: Pitfalls,
     pub(super) taken: usize,
     /// The sum of the epoch's losses so far.
     loss_sum: f64,
-    broken: Broken,
+    pub(super) broken: Broken,
 }
 
 /// What a run works on: the training and evaluation splits, and the outputs of frozen towers that see the same input every epoch.
 pub struct TrainData<'s> {
     pub(super) train: &'s Split,
     evaluation: Option<&'s Split>,
-    images: Images,
-    texts: Texts,
+    pub(super) images: Images,
+    pub(super) texts: Texts,
     test_images: Vec<ImageSource>,
     test_texts: Vec<&'s str>,
+    pub(super) teacher: Option<TeacherData>,
     seconds: f64,
 }
 
@@ -76,7 +83,31 @@ impl<'s> TrainData<'s> {
         let images = Images::new(model, config, train.sources(folder), &test_images, &mut progress)?;
         let texts = Texts::new(model, train.captions(), &test_texts, &mut progress)?;
         let seconds = started.elapsed().as_secs_f64();
-        Ok(Self { train, evaluation, images, texts, test_images, test_texts, seconds })
+        Ok(Self { train, evaluation, images, texts, test_images, test_texts, teacher: None, seconds })
+    }
+
+    /// The same data with what `teacher` makes of the training images, which lie under `folder`, and of their captions. Images that it
+    /// cannot read are left out like those that the model cannot.
+    ///
+    /// # Errors
+    /// [`File`](crate::ErrorKind::File) if [`TeacherConfig::cache`] names a file of something else or cannot be written, and any
+    /// error of reading an image.
+    pub fn with_teacher(
+        self,
+        teacher: &ClipModel,
+        teaching: &TeacherConfig,
+        config: &TrainConfig,
+        folder: impl AsRef<Path>,
+        mut progress: impl FnMut(&Progress),
+    ) -> Result<Self> {
+        let (started, images) = (Instant::now(), self.train.sources(folder));
+        let teacher = TeacherData::new(teacher, teaching, config, self.train, images, &mut progress)?;
+        Ok(Self { teacher: Some(teacher), seconds: self.seconds + started.elapsed().as_secs_f64(), ..self })
+    }
+
+    /// Whether there is an evaluation split.
+    pub(super) fn has_evaluation(&self) -> bool {
+        self.evaluation.is_some()
     }
 
     /// Recall of `model` on the evaluation split, if there is one: before training, say.
@@ -125,12 +156,6 @@ impl<'a> Trainer<'a> {
         if trainable.is_empty() {
             return Err(Error::argument("model", "every parameter is frozen; there is nothing to train"));
         }
-        if config.loss.wants_teacher() {
-            return Err(Error::argument(
-                "loss",
-                "wants a teacher, which the trainer has none of; write a loop of your own",
-            ));
-        }
         let rates = Rates {
             lr: config.lr,
             tower_lr: config.tower_lr,
@@ -140,9 +165,29 @@ impl<'a> Trainer<'a> {
         };
         let optimizer = Optimizer::new(rates.groups(&trainable, &model.parameters())?, config.optimizer)?;
         let ema = config.ema.map(|decay| Ema::new(&trainable, decay)).transpose()?;
-        let broken = Broken::new(config.broken_images, 0);
+        let (broken, watch, pitfalls) = (Broken::new(config.broken_images, 0), Watch::default(), Pitfalls::default());
         let model = model.clone().with_activations(config.activations)?;
-        Ok(Self { model, caller: PhantomData, config, trainable, optimizer, ema, taken: 0, loss_sum: 0.0, broken })
+        Ok(Self {
+            model,
+            caller: PhantomData,
+            config,
+            trainable,
+            optimizer,
+            ema,
+            teacher: None,
+            watch,
+            pitfalls,
+            taken: 0,
+            loss_sum: 0.0,
+            broken,
+        })
+    }
+
+    /// The same with a teacher for a loss that wants one ([`DistillLoss`](crate::loss::DistillLoss)); nothing of it is trained.
+    /// [`Trainer::fit_prepared`] takes [`TrainData::with_teacher`] instead.
+    #[must_use]
+    pub fn with_teacher(self, teacher: &ClipModel, teaching: TeacherConfig) -> Self {
+        Self { teacher: Some((teacher.clone(), teaching)), ..self }
     }
 
     /// Trains on `train` and evaluates on `evaluation`, whose images lie under `folder`. `progress` is told of every batch.
@@ -152,13 +197,18 @@ impl<'a> Trainer<'a> {
     /// trainable parameter gets no gradient in the first step, or a loss or gradient is not finite, with the batch's images
     /// (the last checkpoint stays); [`File`](crate::ErrorKind::File) if images are missing or a checkpoint cannot be written, and any error of reading one.
     pub fn fit(
-        self,
+        mut self,
         train: &Split,
         folder: impl AsRef<Path>,
         evaluation: Option<&Split>,
         mut progress: impl FnMut(&Progress),
     ) -> Result<TrainReport> {
-        let data = TrainData::prepare(&self.model, &self.config, train, folder, evaluation, &mut progress)?;
+        self.check_teacher(self.teacher.is_some())?;
+        let folder = folder.as_ref();
+        let mut data = TrainData::prepare(&self.model, &self.config, train, folder, evaluation, &mut progress)?;
+        if let Some((teacher, teaching)) = self.teacher.take() {
+            data = data.with_teacher(&teacher, &teaching, &self.config, folder, &mut progress)?;
+        }
         self.fit_prepared(&data, progress)
     }
 
@@ -168,6 +218,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// As [`Trainer::fit`].
     pub fn fit_prepared(mut self, data: &TrainData<'_>, mut progress: impl FnMut(&Progress)) -> Result<TrainReport> {
+        self.check_teacher(data.teacher.is_some())?;
         let images = data.train.image_count();
         let steps = self.config.steps(images)?;
         self.broken = Broken::new(self.config.broken_images, images);
@@ -177,27 +228,49 @@ impl<'a> Trainer<'a> {
         };
         self.note_broken(&found_before, data, &mut progress)?;
         self.note_broken(data.images.broken(), data, &mut progress)?;
+        self.note_broken(data.teacher.as_ref().map_or(&[][..], TeacherData::broken), data, &mut progress)?;
         let started = Instant::now();
         let (mut loss, mut found) = (f64::NAN, None);
+        self.watch_start(data, &mut progress)?;
         // A run that was over evaluates once more: its caller wants the report.
-        let first = (self.taken / self.config.steps_per_epoch(images)).min(self.config.epochs - 1);
+        let trained = self.taken / self.config.steps_per_epoch(images);
+        let first = self.watch.first_epoch(trained, self.config.early_stop.as_ref()).min(self.config.epochs - 1);
+        let each = self.config.evaluation == Evaluation::EachEpoch || self.config.early_stop.is_some();
         for epoch in first..self.config.epochs {
             loss = self.epoch(epoch, steps, data, &mut progress)?;
-            let due = self.config.evaluation == Evaluation::EachEpoch || epoch + 1 == self.config.epochs;
-            if due {
-                self.swap_average()?;
-                let report = data.evaluate(&self.model, self.config.workers, &mut progress);
-                self.swap_average()?;
-                found = report?;
+            if each || epoch + 1 == self.config.epochs {
+                found = self.evaluate(epoch + 1, data, &mut progress)?;
             }
-            if let (true, Some(report)) = (due, found) {
-                progress(&Progress::Evaluated { epoch: epoch + 1, report });
+            if self.watch.stopped().is_some() {
+                self.config.checkpoints.iter().try_for_each(|config| self.write(config))?;
+                break;
             }
         }
         self.swap_average()?;
-        let seconds = started.elapsed().as_secs_f64();
-        let skipped = data.train.skipped().iter().chain(self.broken.list()).cloned().collect();
-        Ok(TrainReport { steps, loss, skipped, evaluation: found, prepare_seconds: data.seconds, seconds })
+        let best = self.leave_best(data, &mut progress)?;
+        Ok(TrainReport {
+            steps: self.taken,
+            loss,
+            skipped: data.train.skipped().iter().chain(self.broken.list()).cloned().collect(),
+            evaluation: best.or(found),
+            canary: self.watch.report(),
+            best_epoch: self.watch.best_epoch(),
+            stopped: self.watch.stopped(),
+            geometry: self.pitfalls.geometry,
+            warnings: self.pitfalls.all,
+            prepare_seconds: data.seconds,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// A loss that wants a teacher must have one, and a teacher a loss that looks at it.
+    fn check_teacher(&self, found: bool) -> Result<()> {
+        let message = match (self.config.loss.wants_teacher(), found) {
+            (true, false) => "wants a teacher: give one by `with_teacher`",
+            (false, true) => "does not look at the teacher: put a DistillLoss around it",
+            _ => return Ok(()),
+        };
+        Err(Error::argument("loss", message))
     }
 
     /// The rest of one pass over the training images; returns the mean loss.
@@ -216,7 +289,9 @@ impl<'a> Trainer<'a> {
         order.truncate(per_epoch * pairs);
         let behind = self.taken - epoch * per_epoch;
         let rest = &order[behind * pairs..];
-        let mut loader = data.images.epoch(&self.config, epoch, rest)?;
+        let images = data.images.epoch(&self.config, epoch, rest)?;
+        let teacher = data.teacher.as_ref().map(|t| t.epoch(&self.config, epoch, rest)).transpose()?;
+        let mut of_epoch = EpochBatches { epoch, sampler, images, teacher };
         let started = Instant::now();
         if behind == 0 {
             self.loss_sum = 0.0;
@@ -224,17 +299,12 @@ impl<'a> Trainer<'a> {
         for (done, chosen) in rest.chunks_exact(pairs).enumerate() {
             let mut batches = Vec::with_capacity(accumulate);
             for chosen in chosen.chunks_exact(self.config.batch_size) {
-                let NextImages { indices, images, broken } = loader.next(&self.model, chosen)?;
-                self.note_broken(&broken, data, progress)?;
-                let images = images.ok_or_else(|| self.none_left(chosen, train))?;
-                let caption = |&i: &usize| (i, sampler.caption(epoch, i, train.captions()[i].len()));
-                let captions: Vec<(usize, usize)> = indices.iter().map(caption).collect();
-                let texts = data.texts.batch(&self.model, train.captions(), &captions)?;
-                batches.push(Batch { images, texts, captions });
+                batches.push(self.next_batch(&mut of_epoch, chosen, data, progress)?);
             }
             let lr_factor = self.config.schedule.factor(self.taken, steps);
             let model = self.model.clone();
             let outcome = model.install(|| self.step(&batches, train, lr_factor))?;
+            self.warn(epoch, &outcome, self.taken == (epoch + 1) * per_epoch, progress)?;
             if let Some(ema) = &mut self.ema {
                 ema.update(self.taken)?;
             }
@@ -254,32 +324,18 @@ impl<'a> Trainer<'a> {
         Ok(self.loss_sum / per_epoch as f64)
     }
 
-    /// Counts training images that cannot be read, and tells of new ones.
-    fn note_broken(
-        &mut self,
-        broken: &[(usize, String)],
-        data: &TrainData<'_>,
-        progress: &mut dyn FnMut(&Progress),
-    ) -> Result<()> {
-        for (index, reason) in broken {
-            // A checkpoint of another data set may say anything.
-            let name = data.train.images().get(*index).map_or("?", String::as_str);
-            if let Some(skipped) = self.broken.note(*index, name, reason)? {
-                progress(&Progress::Skipped(skipped.clone()));
-            }
-        }
-        Ok(())
-    }
-
-    fn none_left(&self, chosen: &[usize], train: &Split) -> Error {
-        let names: Vec<&str> = chosen.iter().take(8).map(|&i| train.images()[i].as_str()).collect();
-        let message = format!("no image of the batch can be read: {}; choose larger batches", names.join(", "));
-        ErrorKind::Training { step: self.taken + 1, message }.into()
-    }
-
     /// The averages into the model, or out of it.
-    fn swap_average(&mut self) -> Result<()> {
+    pub(super) fn swap_average(&mut self) -> Result<()> {
         self.ema.as_mut().map_or(Ok(()), Ema::swap)
+    }
+
+    /// What two runs must have in common for one to go on where the other stopped.
+    fn recipe(&self) -> String {
+        let mut recipe = self.config.recipe();
+        if let Some(canary) = &self.watch.canary {
+            recipe += &format!(", canary: {:016x}", canary.key());
+        }
+        recipe
     }
 
     /// Writes a checkpoint if one is due.
@@ -288,12 +344,17 @@ impl<'a> Trainer<'a> {
         if !self.taken.is_multiple_of(config.every) && self.taken != steps {
             return Ok(());
         }
+        self.write(config)
+    }
+
+    fn write(&self, config: &CheckpointConfig) -> Result<()> {
         let broken = self.broken.reasons().map(|(i, reason)| (i, reason.to_string())).collect();
-        let recipe = self.config.recipe();
-        let place = Place { step: self.taken, loss_bits: self.loss_sum.to_bits(), broken, recipe };
+        let (loss_bits, recipe, seen) = (self.loss_sum.to_bits(), self.recipe(), self.watch.seen.clone());
+        let place = Place { step: self.taken, loss_bits, broken, recipe, seen };
         let weights = self.trainable.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
         let ema = self.ema.iter().flat_map(Ema::tensors).map(|(name, t)| (name.to_string(), t.clone())).collect();
-        let tensors = Tensors { weights, optimizer: self.optimizer.state()?.into_iter().collect(), ema };
+        let (optimizer, best) = (self.optimizer.state()?.into_iter().collect(), self.watch.best.clone());
+        let tensors = Tensors { weights, optimizer, ema, best };
         checkpoint::save(config, &place, &tensors)
     }
 
@@ -307,8 +368,8 @@ impl<'a> Trainer<'a> {
             return Err(Error::file(&config.folder, message));
         }
         let Some((path, place, tensors)) = checkpoint::newest(&config.folder)? else { return Ok(Vec::new()) };
-        if place.recipe != self.config.recipe() {
-            let message = format!("is of another recipe: {}; this run's is {}", place.recipe, self.config.recipe());
+        if place.recipe != self.recipe() {
+            let message = format!("is of another recipe: {}; this run's is {}", place.recipe, self.recipe());
             return Err(Error::file(&path, message));
         }
         let same = tensors.weights.len() == self.trainable.len();
@@ -323,6 +384,7 @@ impl<'a> Trainer<'a> {
         if let Some(ema) = &mut self.ema {
             ema.restore(|name| tensors.ema.get(name).cloned())?;
         }
+        (self.watch.seen, self.watch.best) = (place.seen, tensors.best);
         (self.taken, self.loss_sum) = (place.step, f64::from_bits(place.loss_bits));
         Ok(place.broken)
     }

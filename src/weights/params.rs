@@ -271,6 +271,18 @@ impl Parameters {
         Ok(Self { tensors: self.tensors.iter().map(pick).collect::<Result<_>>()?, ..self.clone() })
     }
 
+    /// The same parameters with what `map` makes of each tensor that is not packed.
+    pub(crate) fn map_plain(&self, map: impl Fn(&str, &Tensor) -> Result<Tensor>) -> Result<Self> {
+        let pick = |(name, weight): (&String, &Weight)| {
+            let weight = match weight {
+                Weight::Plain(tensor) => Weight::Plain(map(name, tensor)?),
+                packed => packed.clone(),
+            };
+            Ok((name.clone(), weight))
+        };
+        Ok(Self { tensors: self.tensors.iter().map(pick).collect::<Result<_>>()?, ..self.clone() })
+    }
+
     /// The same parameters as `dtype`, buffers included, with the graph that leads back to the variables: their gradients are of the
     /// variables' own type.
     pub(crate) fn cast(&self, dtype: DType) -> Result<Self> {

@@ -179,15 +179,19 @@ impl ZeroShotHead {
     }
 
     fn best_first(&self, logits: &[f32]) -> Vec<Classification> {
-        let probabilities = if self.bias.is_some() { sigmoid(logits) } else { softmax(logits) };
-        let named = |(label, probability): (&String, f32)| Classification { label: label.clone(), probability };
-        let mut classes: Vec<Classification> = self.labels.iter().zip(probabilities).map(named).collect();
-        classes.sort_by(|a, b| b.probability.total_cmp(&a.probability));
-        classes
+        best_first(&self.labels, if self.bias.is_some() { sigmoid(logits) } else { softmax(logits) })
     }
 }
 
-fn softmax(logits: &[f32]) -> Vec<f32> {
+/// Labels with their probabilities, best first; of equal ones the earlier label comes first.
+pub(crate) fn best_first(labels: &[String], probabilities: Vec<f32>) -> Vec<Classification> {
+    let named = |(label, probability): (&String, f32)| Classification { label: label.clone(), probability };
+    let mut classes: Vec<Classification> = labels.iter().zip(probabilities).map(named).collect();
+    classes.sort_by(|a, b| b.probability.total_cmp(&a.probability));
+    classes
+}
+
+pub(crate) fn softmax(logits: &[f32]) -> Vec<f32> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let exps: Vec<f32> = logits.iter().map(|logit| (logit - max).exp()).collect();
     let sum: f32 = exps.iter().sum();
@@ -199,7 +203,7 @@ fn sigmoid(logits: &[f32]) -> Vec<f32> {
 }
 
 /// Labels must be there, say something, and differ.
-pub(super) fn check_labels(labels: &[impl AsRef<str>]) -> Result<()> {
+pub(crate) fn check_labels(labels: &[impl AsRef<str>]) -> Result<()> {
     if labels.is_empty() {
         return Err(Error::argument("labels", "the list is empty; at least one label is needed"));
     }

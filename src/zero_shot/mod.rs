@@ -8,3 +8,5 @@ mod templates;
 pub use classifier::ZeroShot;
 pub use head::{Classification, ZeroShotHead, ZeroShotReport};
 pub use templates::{Template, prompts};
+
+pub(crate) use head::{best_first, check_labels, softmax};

@@ -30,6 +30,6 @@ def batches(config, siglip):
 for name in ("clip", "siglip"):
     model = tf.AutoModel.from_pretrained(GOLDEN / name)
     folder = begin(f"training_{name}")
-    tensors = runs(model, [name], batches(model.config, name == "siglip"), torch.float16)
+    tensors = runs(model, [name], batches(model.config, name == "siglip"), 1e-4)
     save_tensors(tensors, folder / "training.safetensors")
     print(folder.name, check_size(folder), "bytes")

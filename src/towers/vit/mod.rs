@@ -19,11 +19,11 @@ pub use stem::PatchStem;
 
 use candle_core::Tensor;
 
-use super::{BuildImageTower, Collect, ImagePooling, ImageTower, TowerOutput};
-use crate::Result;
+use super::{BuildImageTower, Collect, ImagePooling, ImageTower, PatchDropout, TowerOutput};
 use crate::nn::{Attend, Encoder, LayerNorm, RelativePositions, Rope, interpolate_positions};
 use crate::ops::{self, AttentionMask};
 use crate::weights::{Init, Params};
+use crate::{Error, Result};
 use head::Head;
 use stem::Stem;
 
@@ -185,6 +185,17 @@ impl Vit {
         }
     }
 
+    /// The pooled row from what stands before the first block.
+    fn pooled_embedded(&self, embedded: &Embedded) -> Result<Tensor> {
+        if self.head.reads_class_token_only() && self.relative.is_empty() {
+            let positions = vec![0; embedded.tokens.dim(0)?];
+            let attend = embedded.attend(0);
+            let class = self.encoder.forward_selected(&embedded.tokens, attend, attend.mask, &positions)?;
+            return self.pool(&class.unsqueeze(1)?);
+        }
+        self.pool(&self.encoder.forward_each(&embedded.tokens, |i| embedded.attend(i), Collect::Last)?.0)
+    }
+
     /// The pooled row from the last block's output.
     fn pool(&self, tokens: &Tensor) -> Result<Tensor> {
         match &self.head {
@@ -227,14 +238,17 @@ impl BuildImageTower for VitConfig {
 
 impl ImageTower for Vit {
     fn pooled(&self, pixel_values: &Tensor) -> Result<Tensor> {
+        self.pooled_embedded(&self.embed(pixel_values)?)
+    }
+
+    fn pooled_of_some(&self, pixel_values: &Tensor, patches: &PatchDropout) -> Result<Tensor> {
         let embedded = self.embed(pixel_values)?;
-        if self.head.reads_class_token_only() && self.relative.is_empty() {
-            let positions = vec![0; embedded.tokens.dim(0)?];
-            let attend = embedded.attend(0);
-            let class = self.encoder.forward_selected(&embedded.tokens, attend, attend.mask, &positions)?;
-            return self.pool(&class.unsqueeze(1)?);
+        if embedded.rope.is_some() || !self.relative.is_empty() {
+            let message = "patches cannot be dropped from a tower with rotary or relative positions";
+            return Err(Error::argument("patch_keep", message));
         }
-        self.pool(&self.encoder.forward_each(&embedded.tokens, |i| embedded.attend(i), Collect::Last)?.0)
+        let tokens = patches.apply(&embedded.tokens, self.config.prefix_tokens.count())?;
+        self.pooled_embedded(&Embedded { tokens, ..embedded })
     }
 
     fn forward(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput> {
