@@ -56,7 +56,7 @@ pub struct Keeping {
     teacher_cache: Option<PathBuf>,
     /// The share of an image's patches that the image tower looks at in a step
     #[arg(long, value_name = "X", default_value_t = 1.0)]
-    patch_keep: f64,
+    pub patch_keep: f64,
 }
 
 impl Keeping {
