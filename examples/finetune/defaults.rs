@@ -58,7 +58,14 @@ impl Defaults {
         let largest = if frozen { 512 } else { 128 };
         let batch_size = power_of_two(images / 4).clamp(2, largest);
         let clip_norm = (!frozen).then_some(1.0);
-        Self { lr, tower_lr, batch_size, clip_norm, epochs, bytes_per_pair: bytes_per_pair(model, args.keeping.patch_keep) }
+        Self {
+            lr,
+            tower_lr,
+            batch_size,
+            clip_norm,
+            epochs,
+            bytes_per_pair: bytes_per_pair(model, args.keeping.patch_keep),
+        }
     }
 
     pub fn epochs(&self, images: usize, batch_size: usize) -> usize {

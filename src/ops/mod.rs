@@ -18,6 +18,8 @@ mod conv2d;
 mod depthwise_conv2d;
 mod elementwise;
 mod embedding;
+mod integer_panels;
+mod integer_tiles;
 mod kernel;
 mod l2_normalize;
 mod layer_norm;

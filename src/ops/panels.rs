@@ -18,7 +18,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Outputs of one panel: a tile's columns with the widest vectors.
-const WIDTH: usize = 48;
+pub(super) const WIDTH: usize = 48;
 /// Inputs after which a product is cut: that much of a panel is 72 KiB.
 const DEPTH: usize = 384;
 /// Rows that one task multiplies at most: as long as the inputs are cut, these are 288 KiB.
@@ -79,25 +79,7 @@ impl Panels {
         let mut values = Vec::with_capacity(rows * outputs);
         let target = Target::new(&mut values.spare_capacity_mut()[..rows * outputs], outputs);
         let job = Job { panels: self, x, kernels: Kernels::detect(), epilogue, target };
-        let panels = outputs.div_ceil(WIDTH);
-        let threads = if rows * outputs * inputs < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
-        // Few rows share out the panels; many are shared out themselves. No two tasks have a row and a panel in common.
-        let (rows_each, panels_each) = match rows {
-            _ if threads == 1 => (ROWS, panels),
-            ..=ROWS => (rows, panels.div_ceil(threads * TASKS)),
-            _ => (rows.div_ceil(threads * rows.div_ceil(threads * ROWS)).next_multiple_of(8), panels),
-        };
-        let across = panels.div_ceil(panels_each);
-        let run = |task: usize| {
-            let (row, panel) = (task / across * rows_each, task % across * panels_each);
-            job.run(row..rows.min(row + rows_each), panel..panels.min(panel + panels_each));
-        };
-        let tasks = rows.div_ceil(rows_each) * across;
-        if threads == 1 {
-            (0..tasks).for_each(run)
-        } else {
-            (0..tasks).into_par_iter().for_each(run)
-        }
+        share_out(rows, outputs.div_ceil(WIDTH), rows * outputs * inputs, |rows, panels| job.run(rows, panels));
         // SAFETY: the tasks wrote all `rows · outputs` elements.
         unsafe { values.set_len(rows * outputs) };
         values
@@ -126,6 +108,25 @@ impl Panels {
 
 /// Tasks a thread, where rows are few: who is late with one holds up the others for less.
 const TASKS: usize = 4;
+
+/// Calls `run` for blocks of rows and of panels, which cover all and have nothing in common, on all cores if a product of so many
+/// multiplications is worth it.
+pub(super) fn share_out(rows: usize, panels: usize, work: usize, run: impl Fn(Range<usize>, Range<usize>) + Sync) {
+    let threads = if work < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
+    // Few rows share out the panels; many are shared out themselves.
+    let (rows_each, panels_each) = match rows {
+        _ if threads == 1 => (ROWS, panels),
+        ..=ROWS => (rows, panels.div_ceil(threads * TASKS)),
+        _ => (rows.div_ceil(threads * rows.div_ceil(threads * ROWS)).next_multiple_of(8), panels),
+    };
+    let across = panels.div_ceil(panels_each.max(1));
+    let run = |task: usize| {
+        let (row, panel) = (task / across * rows_each, task % across * panels_each);
+        run(row..rows.min(row + rows_each), panel..panels.min(panel + panels_each));
+    };
+    let tasks = rows.div_ceil(rows_each.max(1)) * across;
+    if threads == 1 { (0..tasks).for_each(run) } else { (0..tasks).into_par_iter().for_each(run) }
+}
 
 /// A product under way.
 struct Job<'a> {

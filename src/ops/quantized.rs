@@ -2,10 +2,13 @@
 //!
 //! Each output's weights are `sₙ·qₙₖ` with `q` in −127…127 and `sₙ = max|wₙ| / 127`; each row of x is `s·(u − z)` with `u` in
 //! 0…255, from its own smallest and largest value (0 among them). Then `y = s·sₙ·(Σ u·q − z·Σ q) + b`: the sums are exact
-//! integers, by `rten-gemm`'s kernels (VNNI, AVX2, NEON dot product, i8mm). Where these add pairs of products in 16 bits and
-//! would saturate (AVX2 without VNNI), `u` keeps to 0…127, so that no pair exceeds 2·127·127 < 2¹⁵.
+//! integers, by [tiles of our own](super::integer_tiles) on x86 with AVX2, elsewhere by `rten-gemm`'s kernels (NEON dot product, i8mm). Where
+//! pairs of products are added in 16 bits and would saturate (AVX2 without VNNI), `u` keeps to 0…127, so that no pair exceeds
+//! 2·127·127 < 2¹⁵.
 
 use super::activation;
+use super::integer_panels::{Channels, IntegerPanels};
+use super::integer_tiles::{GROUP, Kernels};
 use super::kernel::build_rows;
 use super::packed::{Epilogue, Rows};
 use super::simd::{maximum, mul_add, sum, vectorised};
@@ -25,7 +28,7 @@ const LARGEST: usize = 66_000;
 
 /// W (N,K) as integers.
 pub(super) struct Quantized {
-    packed: PackedBMatrix<i8>,
+    form: Form,
     scales: Vec<f32>,
     /// Σₖ qₙₖ.
     sums: Vec<i32>,
@@ -33,11 +36,25 @@ pub(super) struct Quantized {
     inputs: usize,
 }
 
+/// How the integers lie in memory.
+enum Form {
+    Tiles(IntegerPanels),
+    Library(PackedBMatrix<i8>),
+}
+
+/// Rows of x as integers.
+pub(super) struct QuantizedRows {
+    /// Row-major, each row filled up with zeros to `stride`.
+    pub(super) integers: Vec<u8>,
+    pub(super) stride: usize,
+    pub(super) scales: Vec<RowScale>,
+}
+
 /// A row's integers are `scale·(u − zero)`.
 #[derive(Clone, Copy, Default)]
-struct RowScale {
-    scale: f32,
-    zero: i32,
+pub(super) struct RowScale {
+    pub(super) scale: f32,
+    pub(super) zero: i32,
 }
 
 impl Quantized {
@@ -63,21 +80,35 @@ impl Quantized {
 
     /// Packs integers (N,K) in −127…127 and their scales (N).
     pub(super) fn from_integers(integers: &[i8], scales: Vec<f32>, outputs: usize, inputs: usize) -> Self {
-        let sums = integers.par_chunks(inputs.max(1)).map(|q| q.iter().map(|&q| i32::from(q)).sum()).collect();
-        let matrix = NdTensorView::from_data([outputs, inputs], integers);
-        let packed = GemmExecutor::<u8, i8, i32>::default().prepack_b(matrix.transposed());
-        Self { packed, scales, sums, outputs, inputs }
+        Self::packed(Kernels::all().first().copied(), integers, scales, outputs, inputs)
     }
 
-    /// The integers (N,K), read out of the packed form: the product with the unit matrix.
+    /// For the given kernels, or for the library's.
+    fn packed(kernels: Option<Kernels>, integers: &[i8], scales: Vec<f32>, outputs: usize, inputs: usize) -> Self {
+        let sums = integers.par_chunks(inputs.max(1)).map(|q| q.iter().map(|&q| i32::from(q)).sum()).collect();
+        let form = match kernels {
+            Some(kernels) => Form::Tiles(IntegerPanels::new(kernels, integers, outputs, inputs)),
+            None => {
+                let matrix = NdTensorView::from_data([outputs, inputs], integers);
+                Form::Library(GemmExecutor::<u8, i8, i32>::default().prepack_b(matrix.transposed()))
+            }
+        };
+        Self { form, scales, sums, outputs, inputs }
+    }
+
+    /// The integers (N,K), read out of the packed form; the library's by its product with the unit matrix.
     pub(super) fn integers(&self) -> Result<Vec<i8>> {
         let (outputs, inputs) = (self.outputs, self.inputs);
+        let packed = match &self.form {
+            Form::Tiles(panels) => return Ok(panels.integers()),
+            Form::Library(packed) => packed,
+        };
         let mut integers = vec![0i8; outputs * inputs];
         for first in (0..inputs).step_by(ROWS) {
             let rows = ROWS.min(inputs - first);
             let mut unit = vec![0u8; rows * inputs];
             (0..rows).for_each(|row| unit[row * inputs + first + row] = 1);
-            for (row, columns) in self.sums_of(&unit, rows)?.chunks_exact(outputs).enumerate() {
+            for (row, columns) in self.sums_of(packed, &unit, rows)?.chunks_exact(outputs).enumerate() {
                 // The integers that were packed are 8 bits wide.
                 #[allow(clippy::cast_possible_truncation)]
                 columns.iter().enumerate().for_each(|(n, &q)| integers[n * inputs + first + row] = q as i8);
@@ -99,14 +130,14 @@ impl Quantized {
     }
 
     /// Σₖ u·q, row-major (rows,N).
-    fn sums_of(&self, x: &[u8], rows: usize) -> Result<Vec<i32>> {
+    fn sums_of(&self, packed: &PackedBMatrix<i8>, x: &[u8], rows: usize) -> Result<Vec<i32>> {
         let mut sums = Vec::with_capacity(rows * self.outputs);
         let x = GemmInputA::Unpacked(NdTensorView::from_data([rows, self.inputs], x));
         let options = GemmUninitOptions::default();
         let out = &mut sums.spare_capacity_mut()[..rows * self.outputs];
         let executor = GemmExecutor::<u8, i8, i32>::default();
         executor
-            .gemm_uninit(out, x, GemmInputB::Packed(&self.packed), options)
+            .gemm_uninit(out, x, GemmInputB::Packed(packed), options)
             .map_err(|error| Error::argument("weight", format!("the integer product failed: {error}")))?;
         #[allow(unsafe_code)]
         // SAFETY: the product, which succeeded, wrote all of them.
@@ -118,39 +149,59 @@ impl Quantized {
 
     /// `f(x · Wᵀ + bias + residual)` for `x` (rows,K). A row with a value that is not finite becomes NaN.
     pub(super) fn product(&self, x: &[f32], epilogue: Epilogue<'_>) -> Result<Vec<f32>> {
+        let inputs = self.inputs;
+        match &self.form {
+            Form::Tiles(panels) => {
+                let x = QuantizedRows::new(x, inputs, inputs.next_multiple_of(GROUP), panels.largest().into());
+                Ok(panels.product(&x, Channels { scales: &self.scales, sums: &self.sums }, epilogue))
+            }
+            Form::Library(packed) => {
+                let largest = if GemmExecutor::<u8, i8, i32>::default().may_saturate() { 127.0 } else { 255.0 };
+                let mut y = Vec::with_capacity(x.len() / inputs * self.outputs);
+                for (index, block) in x.chunks(ROWS * inputs).enumerate() {
+                    let residual = epilogue.residual.map(|residual| &residual[index * ROWS * self.outputs..]);
+                    let x = QuantizedRows::new(block, inputs, inputs, largest);
+                    y.extend(self.library_product(packed, &x, Epilogue { residual, ..epilogue })?);
+                }
+                Ok(y)
+            }
+        }
+    }
+
+    /// The same of a block of rows, by the library.
+    fn library_product(
+        &self,
+        packed: &PackedBMatrix<i8>,
+        x: &QuantizedRows,
+        epilogue: Epilogue<'_>,
+    ) -> Result<Vec<f32>> {
         let Epilogue { bias, residual, activation } = epilogue;
-        let (outputs, inputs) = (self.outputs, self.inputs);
-        let largest = if GemmExecutor::<u8, i8, i32>::default().may_saturate() { 127.0 } else { 255.0 };
-        let mut y = Vec::with_capacity(x.len() / inputs.max(1) * outputs);
-        for (index, block) in x.chunks((ROWS * inputs).max(1)).enumerate() {
-            let residual = residual.map(|residual| &residual[index * ROWS * outputs..]);
-            let rows = block.len() / inputs;
-            let (mut integers, mut scales) = (vec![0u8; rows * inputs], vec![RowScale::default(); rows]);
-            let each = integers.par_chunks_mut(inputs).zip(block.par_chunks(inputs)).zip(scales.par_iter_mut());
-            each.with_min_len(8).for_each(|((u, x), scale)| *scale = quantize_row(x, u, largest));
-            let sums = self.sums_of(&integers, rows)?;
-            let scaled = build_rows(rows, outputs, |first, y| {
-                let mut before = vec![0.0; if activation.is_some() { outputs } else { 0 }];
-                for (row, y) in (first..).zip(y.chunks_exact_mut(outputs)) {
-                    let (sums, scale) = (&sums[row * outputs..][..outputs], scales[row]);
-                    let Some(activation) = activation else {
-                        scale_row(sums, &self.sums, &self.scales, (scale.scale, scale.zero), y);
-                        add_to(y, bias);
-                        add_to(y, residual.map(|residual| &residual[row * outputs..][..outputs]));
-                        continue;
-                    };
-                    scale_row(sums, &self.sums, &self.scales, (scale.scale, scale.zero), &mut before);
-                    add_to(&mut before, bias);
-                    add_to(&mut before, residual.map(|residual| &residual[row * outputs..][..outputs]));
+        let (outputs, rows) = (self.outputs, x.scales.len());
+        let sums = self.sums_of(packed, &x.integers, rows)?;
+        Ok(build_rows(rows, outputs, |first, y| {
+            let mut before = vec![0.0; if activation.is_some() { outputs } else { 0 }];
+            for (row, y) in (first..).zip(y.chunks_exact_mut(outputs)) {
+                let sums = &sums[row * outputs..][..outputs];
+                let line = if activation.is_some() { &mut *before } else { &mut *y };
+                scale_row(sums, &self.sums, &self.scales, x.scales[row], line);
+                add_to(line, bias);
+                add_to(line, residual.map(|residual| &residual[row * outputs..][..outputs]));
+                if let Some(activation) = activation {
                     activation::forward(activation, &before, y);
                 }
-            });
-            if rows * inputs == x.len() {
-                return Ok(scaled);
             }
-            y.extend_from_slice(&scaled);
-        }
-        Ok(y)
+        }))
+    }
+}
+
+impl QuantizedRows {
+    /// Rows of `inputs` values to integers of at most `largest`, on all cores.
+    fn new(x: &[f32], inputs: usize, stride: usize, largest: f32) -> Self {
+        let rows = x.len() / inputs;
+        let (mut integers, mut scales) = (vec![0u8; rows * stride], vec![RowScale::default(); rows]);
+        let each = integers.par_chunks_mut(stride).zip(x.par_chunks(inputs)).zip(scales.par_iter_mut());
+        each.with_min_len(8).for_each(|((u, x), scale)| *scale = quantize_row(x, u, largest));
+        Self { integers, stride, scales }
     }
 }
 
@@ -235,8 +286,8 @@ vectorised! {
 
 vectorised! {
     /// `y = s·sₙ·(sum − z·Σq)`.
-    fn scale_row<const FMA: bool>(sums: &[i32], weights: &[i32], scales: &[f32], row: (f32, i32), y: &mut [f32]) {
-        let (scale, zero) = row;
+    fn scale_row<const FMA: bool>(sums: &[i32], weights: &[i32], scales: &[f32], row: RowScale, y: &mut [f32]) {
+        let RowScale { scale, zero } = row;
         for (y, ((&sum, &weights), &channel)) in y.iter_mut().zip(sums.iter().zip(weights).zip(scales)) {
             *y = (sum - zero * weights) as f32 * (scale * channel);
         }
@@ -245,6 +296,7 @@ vectorised! {
 
 #[cfg(test)]
 mod tests {
+    use super::super::activation::Activation;
     use super::super::packed::copy_rows;
     use super::*;
 
@@ -257,6 +309,9 @@ mod tests {
         for (outputs, inputs) in [(16, 16), (33, 70), (130, 300)] {
             let weight = values(outputs * inputs, 1);
             let quantized = Quantized::new(outputs, inputs, &copy_rows(&weight, inputs))?;
+            for other in forms(&quantized) {
+                assert_eq!(other.integers()?, quantized.integers()?);
+            }
             let again = Quantized::from_integers(&quantized.integers()?, quantized.scales().to_vec(), outputs, inputs);
             assert_eq!(quantized.integers()?, again.integers()?);
             for (row, (found, exact)) in quantized.unpack()?.chunks(inputs).zip(weight.chunks(inputs)).enumerate() {
@@ -273,24 +328,44 @@ mod tests {
         let largest = vec![1.0; outputs * inputs];
         let quantized = Quantized::new(outputs, inputs, &copy_rows(&largest, inputs))?;
         let x = vec![1.0; 3 * inputs];
-        for y in quantized.product(&x, Epilogue::default())? {
-            assert!((y - inputs as f32).abs() < 1e-3, "{y}");
-        }
-        let weight = values(outputs * inputs, 5);
-        let quantized = Quantized::new(outputs, inputs, &copy_rows(&weight, inputs))?;
-        let rounded = quantized.unpack()?;
-        for rows in [1, 5, 300] {
-            let x = values(rows * inputs, 7);
-            let bias = values(outputs, 9);
-            let y = quantized.product(&x, Epilogue { bias: Some(&bias), ..Epilogue::default() })?;
-            assert_eq!(y.len(), rows * outputs);
-            for (i, &y) in y.iter().enumerate() {
-                let (row, output) = (i / outputs, i % outputs);
-                let dot: f32 = (0..inputs).map(|k| x[row * inputs + k] * rounded[output * inputs + k]).sum();
-                // Each x is off by half a step of 2/127 at most.
-                let room: f32 = (0..inputs).map(|k| rounded[output * inputs + k].abs() / 127.0).sum();
-                assert!((y - dot - bias[output]).abs() < room, "{y} {dot}");
+        for quantized in forms(&quantized) {
+            for y in quantized.product(&x, Epilogue::default())? {
+                assert!((y - inputs as f32).abs() < 1e-3, "{y}");
             }
+        }
+        for (outputs, inputs) in [(32, 128), (61, 50), (200, 31)] {
+            let weight = values(outputs * inputs, 5);
+            let quantized = Quantized::new(outputs, inputs, &copy_rows(&weight, inputs))?;
+            for quantized in forms(&quantized) {
+                for rows in [1, 5, 300] {
+                    check_product(&quantized, rows)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The same integers for each of this processor's kernels, and for the library's.
+    fn forms(quantized: &Quantized) -> Vec<Quantized> {
+        let Quantized { scales, outputs, inputs, .. } = quantized;
+        let integers = quantized.integers().expect("integers");
+        let kernels = Kernels::all().into_iter().map(Some).chain([None]);
+        kernels.map(|kernels| Quantized::packed(kernels, &integers, scales.clone(), *outputs, *inputs)).collect()
+    }
+
+    fn check_product(quantized: &Quantized, rows: usize) -> Result<()> {
+        let (outputs, inputs, rounded) = (quantized.outputs, quantized.inputs, quantized.unpack()?);
+        let (x, bias, residual) = (values(rows * inputs, 7), values(outputs, 9), values(rows * outputs, 3));
+        let activation = Some(Activation::Relu);
+        let y = quantized.product(&x, Epilogue { bias: Some(&bias), residual: Some(&residual), activation })?;
+        assert_eq!(y.len(), rows * outputs);
+        for (i, &y) in y.iter().enumerate() {
+            let (row, output) = (i / outputs, i % outputs);
+            let dot: f32 = (0..inputs).map(|k| x[row * inputs + k] * rounded[output * inputs + k]).sum();
+            // Each x is off by half a step of 2/127 at most.
+            let room: f32 = (0..inputs).map(|k| rounded[output * inputs + k].abs() / 127.0).sum();
+            let expected = (dot + bias[output] + residual[i]).max(0.0);
+            assert!((y - expected).abs() < room, "{y} {expected}");
         }
         Ok(())
     }
@@ -302,9 +377,11 @@ mod tests {
         let mut x = vec![0.0; 48];
         x[16] = f32::NAN;
         x[40] = f32::INFINITY;
-        let y = quantized.product(&x, Epilogue { bias: Some(&bias), ..Epilogue::default() })?;
-        assert_eq!(y[..16], bias);
-        assert!(y[16..].iter().all(|y| y.is_nan()));
+        for quantized in forms(&quantized) {
+            let y = quantized.product(&x, Epilogue { bias: Some(&bias), ..Epilogue::default() })?;
+            assert_eq!(y[..16], bias);
+            assert!(y[16..].iter().all(|y| y.is_nan()));
+        }
         Ok(())
     }
 }

@@ -129,9 +129,9 @@ unsafe fn sums<S: Vectors, const R: usize, const C: usize, const FULL: bool>(til
     }
 }
 
-/// A function that picks among a set's kernels; the last one stands for any larger number.
+/// A function that picks among a set's kernels, instances of the caller's `tile`; the last one stands for any larger number.
 macro_rules! kernels {
-    ($name:ident, $set:ident, $(#[$feature:meta])? $($rows:literal)+) => {
+    ($name:ident, $set:ty, $(#[$feature:meta])? $($rows:literal)+) => {
         fn $name(rows: usize, vectors: usize) -> Kernel {
             $(#[$feature])?
             unsafe fn run<const R: usize, const C: usize>(t: Tile) {
@@ -147,6 +147,7 @@ macro_rules! kernels {
         }
     };
 }
+pub(super) use kernels;
 
 /// Stands where no tile of such a size is ever cut.
 unsafe fn unreachable_kernel(_: Tile) {}
