@@ -86,7 +86,7 @@ fn seconds(weights: &[Weight], x: &Tensor) -> Outcome<f64> {
 
 /// GFLOP/s of multiply-adds in registers; the best of a few tries.
 fn peak(threads: usize) -> f64 {
-    const ROUNDS: usize = 1 << 24;
+    const ROUNDS: usize = 1 << 25;
     let tries = (0..5).map(|_| {
         let start = Instant::now();
         let operations: usize = std::thread::scope(|scope| {
@@ -102,39 +102,65 @@ fn peak(threads: usize) -> f64 {
 fn multiply_adds(rounds: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx512f")]
-        fn widest(rounds: usize) -> usize {
-            chains::<16>(rounds)
-        }
-        #[target_feature(enable = "avx2,fma")]
-        fn wide(rounds: usize) -> usize {
-            chains::<8>(rounds)
-        }
-        if std::arch::is_x86_feature_detected!("avx512f") {
+        use std::arch::is_x86_feature_detected as has;
+        if has!("avx512f") {
             // SAFETY: the processor has just said that it has these instructions.
-            return unsafe { widest(rounds) };
+            return unsafe { x86::widest(rounds) };
         }
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        if has!("avx2") && has!("fma") {
             // SAFETY: as above.
-            return unsafe { wide(rounds) };
+            return unsafe { x86::wide(rounds) };
         }
     }
-    chains::<4>(rounds)
+    #[cfg(target_arch = "aarch64")]
+    return arm::wide(rounds);
+    #[cfg(not(target_arch = "aarch64"))]
+    chains(rounds, 1, 0.001f32, |sum| sum * 0.999 + 0.001)
 }
 
-/// Twelve chains of vectors that do not wait for one another.
+/// Chains of vectors that do not wait for one another.
+const CHAINS: usize = 12;
+
+/// Applies `step` to every chain, again and again.
 #[inline(always)]
-#[allow(clippy::needless_range_loop)] // Zipped iterators are not turned into vector instructions here.
-fn chains<const LANES: usize>(rounds: usize) -> usize {
-    const CHAINS: usize = 12;
-    let (mut sums, by, plus) = ([[1.0f32; LANES]; CHAINS], black_box([0.999f32; LANES]), black_box([0.001f32; LANES]));
+fn chains<V: Copy>(rounds: usize, lanes: usize, start: V, step: impl Fn(V) -> V) -> usize {
+    let mut sums = black_box([start; CHAINS]);
     for _ in 0..rounds {
+        // Not `map`: nothing that stands between lets instructions of the caller's in.
         for sum in &mut sums {
-            for lane in 0..LANES {
-                sum[lane] = sum[lane].mul_add(by[lane], plus[lane]);
-            }
+            *sum = step(*sum);
         }
     }
     black_box(sums);
-    2 * rounds * CHAINS * LANES
+    2 * rounds * CHAINS * lanes
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps, _mm512_fmadd_ps, _mm512_set1_ps};
+    use std::hint::black_box;
+
+    #[target_feature(enable = "avx512f")]
+    pub fn widest(rounds: usize) -> usize {
+        let (by, plus) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(0.001)));
+        super::chains(rounds, 16, plus, |sum| _mm512_fmadd_ps(sum, by, plus))
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn wide(rounds: usize) -> usize {
+        let (by, plus) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(0.001)));
+        super::chains(rounds, 8, plus, |sum| _mm256_fmadd_ps(sum, by, plus))
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::{vdupq_n_f32, vfmaq_f32};
+    use std::hint::black_box;
+
+    pub fn wide(rounds: usize) -> usize {
+        // SAFETY: every processor of this kind has these instructions.
+        let (by, plus) = unsafe { (vdupq_n_f32(black_box(0.999)), vdupq_n_f32(black_box(0.001))) };
+        super::chains(rounds, 4, plus, |sum| unsafe { vfmaq_f32(plus, sum, by) })
+    }
 }

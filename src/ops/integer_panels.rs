@@ -124,7 +124,7 @@ impl Job<'_> {
     fn run(&self, rows: &Range<usize>, panels: Range<usize>) {
         let Self { panels: weight, x, .. } = self;
         let (groups, stride) = (weight.groups(), x.stride);
-        let mut sums = [0; MOST_ROWS * WIDTH];
+        let (mut sums, mut numbers) = ([0; MOST_ROWS * WIDTH], [[0.0; MOST_ROWS * WIDTH]; 2]);
         for index in panels {
             let (start, width) = weight.panel(index);
             let panel = &weight.bytes()[start..][..groups * width * GROUP];
@@ -145,20 +145,25 @@ impl Job<'_> {
                 // `width` groups; the sums have a place for `MOST_ROWS` rows of `WIDTH`.
                 unsafe { weight.kernels.sums(count, width, tile) };
                 let columns = index * WIDTH..weight.outputs.min((index + 1) * WIDTH);
-                self.finish(&sums[..count * WIDTH], row, columns);
+                self.finish(&sums[..count * WIDTH], row, columns, &mut numbers);
             }
         }
     }
 
-    /// Writes what becomes of a tile's sums.
-    fn finish(&self, sums: &[i32], row: usize, columns: Range<usize>) {
+    /// Writes what becomes of a tile's sums; what `numbers` holds before does not matter.
+    fn finish(
+        &self,
+        sums: &[i32],
+        row: usize,
+        columns: Range<usize>,
+        [before, after]: &mut [[f32; MOST_ROWS * WIDTH]; 2],
+    ) {
         let (outputs, width) = (self.panels.outputs, columns.len());
         let Epilogue { bias, residual, activation } = self.epilogue;
         let channels =
             Channels { scales: &self.channels.scales[columns.clone()], sums: &self.channels.sums[columns.clone()] };
         let (bias, residual) =
             (bias.map(|bias| &bias[columns.clone()]), residual.map(|all| &all[row * outputs + columns.start..]));
-        let (mut before, mut after) = ([0.0; MOST_ROWS * WIDTH], [0.0; MOST_ROWS * WIDTH]);
         let mut done = &mut before[..sums.len()];
         let scales = &self.x.scales[row..][..sums.len() / WIDTH];
         scale_tile(sums, scales, channels, (bias, residual, outputs), done);
@@ -166,10 +171,16 @@ impl Job<'_> {
             activation::forward(activation, done, &mut after[..sums.len()]);
             done = &mut after[..sums.len()];
         }
-        for (line, values) in done.chunks_exact(WIDTH).enumerate() {
+        for (line, values) in done.as_chunks::<WIDTH>().0.iter().enumerate() {
             // SAFETY: the row and its columns lie inside the memory and are this task's alone.
-            let out = unsafe { self.target.at(row + line, columns.start).row(0, width) };
-            out.iter_mut().zip(values).for_each(|(out, &value)| _ = out.write(value));
+            unsafe {
+                let out = self.target.at(row + line, columns.start);
+                if width == WIDTH {
+                    out.pointer().cast::<[f32; WIDTH]>().write(*values);
+                } else {
+                    out.row(0, width).iter_mut().zip(values).for_each(|(out, &value)| _ = out.write(value));
+                }
+            }
         }
     }
 }
