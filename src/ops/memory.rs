@@ -8,6 +8,9 @@
 /// Bytes from which large pages are asked for, and the size of one.
 #[cfg(target_os = "linux")]
 const LARGE_PAGE: usize = 2 << 20;
+/// Bytes on whose multiples advice may begin and end, whatever the size of a page is.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 64 << 10;
 
 /// `count` zeros.
 pub(crate) fn zeros<T: Copy + Default>(count: usize) -> Vec<T> {
@@ -30,16 +33,25 @@ pub(crate) fn from_little_endian(values: &mut [f32]) {
     }
 }
 
-/// Advice alone: where it is not taken, small pages serve.
+/// Asks for large pages where they fit, and for small ones at both ends: a large page of which a tensor needs a part would be resident
+/// as a whole. Advice alone: where it is not taken, all is well too.
 #[cfg(target_os = "linux")]
 fn ask_for_large_pages<T>(values: &mut [T]) {
     let range = values.as_mut_ptr_range();
-    let start = (range.start as usize).next_multiple_of(LARGE_PAGE);
-    let end = range.end as usize / LARGE_PAGE * LARGE_PAGE;
-    if start < end {
-        // SAFETY: whole pages inside of this memory; the advice changes neither what is in them nor who may use them.
-        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+    let (first, last) = ((range.start as usize).next_multiple_of(PAGE), range.end as usize / PAGE * PAGE);
+    let (start, end) = ((range.start as usize).next_multiple_of(LARGE_PAGE), last / LARGE_PAGE * LARGE_PAGE);
+    let advise = |start: usize, end: usize, advice: libc::c_int| {
+        if start < end {
+            // SAFETY: whole pages inside of this memory; the advice changes neither what is in them nor who may use them.
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, advice) };
+        }
+    };
+    if start >= end {
+        return advise(first, last, libc::MADV_NOHUGEPAGE);
     }
+    advise(first, start, libc::MADV_NOHUGEPAGE);
+    advise(start, end, libc::MADV_HUGEPAGE);
+    advise(end, last, libc::MADV_NOHUGEPAGE);
 }
 
 #[cfg(not(target_os = "linux"))]
