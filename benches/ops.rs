@@ -1,19 +1,20 @@
-//! Time of each operation, forward and backward, at the sizes of a ViT-S block, and of the whole block.
+//! Time of each operation, forward and backward, at the sizes of a ViT-S block, of the whole block, and of products of packed weights.
 //!
-//! `cargo bench --bench ops`. Prints medians, and for products the rate in GFLOP/s.
+//! `cargo bench --bench ops [-- REGEX]`. Where arithmetic is what takes the time, its rate and its share of the limit follow; that of integers
+//! relates to the limit of floats.
+
+mod common;
 
 use candle_core::{Device, Tensor, Var};
+use common::Meter;
 use diptych::Result;
-use diptych::ops::{self, Activation, AttentionMask};
-use std::hint::black_box;
-use std::time::Instant;
+use diptych::ops::{self, Activation, AttentionMask, PackedWeight, Packing, Weight};
 
 const BATCH: usize = 128;
 const LENGTH: usize = 65;
 const SIZE: usize = 384;
 const HEADS: usize = 6;
 const HIDDEN: usize = 1536;
-const RUNS: usize = 9;
 
 fn main() -> Result<()> {
     let x = var(&[BATCH, LENGTH, SIZE])?;
@@ -28,61 +29,56 @@ fn main() -> Result<()> {
     let positions = var(&[LENGTH, SIZE])?;
     let keep = vec![true; BATCH * LENGTH];
 
-    println!("B={BATCH} L={LENGTH} E={SIZE} H={HEADS} hidden={HIDDEN}, {} threads", rayon::current_num_threads());
-    println!("{:<24}{:>12}{:>12}{:>12}{:>12}", "", "forward ms", "GFLOP/s", "backward ms", "GFLOP/s");
-    measure("linear E->E", 2.0 * tokens * (SIZE * SIZE) as f64, || square.forward(&x))?;
-    measure("linear E->hidden", 2.0 * tokens * (SIZE * HIDDEN) as f64, || up.forward(&x))?;
-    measure("linear hidden->E", 2.0 * tokens * (SIZE * HIDDEN) as f64, || down.forward(&hidden))?;
+    let mut meter = Meter::new();
+    let meter = &mut meter;
+    both(meter, "linear E->E", 2.0 * tokens * (SIZE * SIZE) as f64, || square.forward(&x))?;
+    both(meter, "linear E->hidden", 2.0 * tokens * (SIZE * HIDDEN) as f64, || up.forward(&x))?;
+    both(meter, "linear hidden->E", 2.0 * tokens * (SIZE * HIDDEN) as f64, || down.forward(&hidden))?;
     let fused = || ops::linear_activate(&x, &up.weight, Some(&up.bias), Activation::Gelu);
-    measure("linear_activate", 2.0 * tokens * (SIZE * HIDDEN) as f64, fused)?;
+    both(meter, "linear_activate", 2.0 * tokens * (SIZE * HIDDEN) as f64, fused)?;
     let flops = 4.0 * tokens * (LENGTH * SIZE) as f64;
-    measure("attention", flops, || ops::attention(&q, &k, &v, HEADS, &AttentionMask::none()))?;
-    measure("gelu", 0.0, || ops::activate(&hidden, Activation::Gelu))?;
-    measure("quick_gelu", 0.0, || ops::activate(&hidden, Activation::QuickGelu))?;
-    measure("layer_norm", 0.0, || ops::layer_norm(&x, &row, &bias, 1e-6))?;
-    measure("scale_row", 0.0, || ops::scale_row(&x, &row))?;
-    measure("add_row (positions)", 0.0, || ops::add_row(&x, &positions))?;
-    measure("l2_normalize", 0.0, || ops::l2_normalize(&x))?;
-    measure("mean_pool", 0.0, || ops::mean_pool(&x, &keep))?;
-    measure("candle add", 0.0, || Ok((x.as_tensor() + q.as_tensor())?))?;
+    both(meter, "attention", flops, || ops::attention(&q, &k, &v, HEADS, &AttentionMask::none()))?;
+    both(meter, "gelu", 0.0, || ops::activate(&hidden, Activation::Gelu))?;
+    both(meter, "quick_gelu", 0.0, || ops::activate(&hidden, Activation::QuickGelu))?;
+    both(meter, "layer_norm", 0.0, || ops::layer_norm(&x, &row, &bias, 1e-6))?;
+    both(meter, "scale_row", 0.0, || ops::scale_row(&x, &row))?;
+    both(meter, "add_row (positions)", 0.0, || ops::add_row(&x, &positions))?;
+    both(meter, "l2_normalize", 0.0, || ops::l2_normalize(&x))?;
+    both(meter, "mean_pool", 0.0, || ops::mean_pool(&x, &keep))?;
+    both(meter, "candle add", 0.0, || Ok((x.as_tensor() + q.as_tensor())?))?;
 
     let block = Block::new()?;
     let flops = tokens * (2 * (4 * SIZE * SIZE + 2 * SIZE * HIDDEN) + 4 * LENGTH * SIZE) as f64;
-    measure("whole block", flops, || block.forward(&x))?;
-    Ok(())
+    both(meter, "whole block", flops, || block.forward(&x))?;
+    packed(meter)
 }
 
 fn var(shape: &[usize]) -> Result<Var> {
     Ok(Var::from_tensor(&Tensor::randn(0f32, 0.05, shape, &Device::Cpu)?)?)
 }
 
-/// Medians of forward and backward; the backward pass of a layer has twice the operations of its forward pass.
-fn measure(name: &str, flops: f64, run: impl Fn() -> Result<Tensor>) -> Result<()> {
+/// Forward and backward; the backward pass of a layer has twice the operations of its forward pass.
+fn both(meter: &mut Meter, name: &str, flops: f64, run: impl Fn() -> Result<Tensor>) -> Result<()> {
     let grad = run()?.randn_like(0.0, 1.0)?.detach();
-    let (mut forward, mut backward) = (Vec::new(), Vec::new());
-    for _ in 0..RUNS {
-        let start = Instant::now();
-        let y = run()?;
-        forward.push(start.elapsed().as_secs_f64());
-        let loss = y.apply_op2(&grad, Seed)?;
-        let start = Instant::now();
-        black_box(loss.backward()?);
-        backward.push(start.elapsed().as_secs_f64());
+    meter.measure(name, flops, || Ok(()), |()| run())?;
+    let loss = || Ok(run()?.apply_op2(&grad, Seed)?);
+    meter.measure(&format!("{name}, backward"), 2.0 * flops, loss, |loss| Ok(loss.backward()?))
+}
+
+/// Products of packed weights, as inference computes them: CLIP ViT-B/32's sizes, eight images of it, one and a short text.
+fn packed(meter: &mut Meter) -> Result<()> {
+    for (kind, packing) in [("f32", Packing::Float), ("int8", Packing::Int8)] {
+        for (outputs, inputs) in [(768, 768), (3072, 768), (768, 3072)] {
+            let weight = Tensor::randn(0f32, 0.05, (outputs, inputs), &Device::Cpu)?;
+            let Some(weight) = PackedWeight::pack(&weight, packing)?.map(Weight::Packed) else { continue };
+            for rows in [14, 50, 400] {
+                let x = Tensor::randn(0f32, 1.0, (rows, inputs), &Device::Cpu)?;
+                let name = format!("packed {kind} {rows}x{inputs}x{outputs}");
+                let flops = 2.0 * (rows * outputs * inputs) as f64;
+                meter.measure(&name, flops, || Ok(()), |()| weight.forward(&x, None, None))?;
+            }
+        }
     }
-    let median = |times: &mut Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
-    let (forward, backward) = (median(&mut forward), median(&mut backward));
-    let rate =
-        |flops: f64, seconds: f64| if flops > 0.0 { format!("{:.0}", flops / seconds / 1e9) } else { String::new() };
-    println!(
-        "{name:<24}{:>12.2}{:>12}{:>12.2}{:>12}",
-        forward * 1e3,
-        rate(flops, forward),
-        backward * 1e3,
-        rate(2.0 * flops, backward)
-    );
     Ok(())
 }
 

@@ -21,9 +21,9 @@ struct Args {
     /// The folder to write
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// Whose layout to write
-    #[arg(long, value_enum)]
-    to: To,
+    /// Whose layout to write [default with --quantize: diptych]
+    #[arg(long, value_enum, required_unless_present = "quantize")]
+    to: Option<To>,
     /// f32, f16 or bf16 [default: f32]
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,
@@ -50,9 +50,9 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Outcome<()> {
     let layout = match args.to {
-        To::HuggingFace => ModelLayout::HuggingFace,
-        To::OpenClip => ModelLayout::OpenClip,
-        To::Diptych => ModelLayout::Diptych,
+        Some(To::HuggingFace) => ModelLayout::HuggingFace,
+        Some(To::OpenClip) => ModelLayout::OpenClip,
+        Some(To::Diptych) | None => ModelLayout::Diptych,
     };
     let mut loader = args.machine.loader()?;
     if let Some(name) = &args.dtype {

@@ -1,14 +1,17 @@
 //! Quantised models are saved and loaded again with equal bits; what is wrong with such a folder is said.
 
 mod common;
+#[path = "common/vit_b_32.rs"]
+mod vit_b_32;
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use common::Golden;
-use diptych::candle::{DType, Tensor};
+use diptych::candle::{DType, Device, Tensor};
 use diptych::families::ModelLayout;
 use diptych::ops::{Packing, Weight};
+use diptych::text::TokenBatch;
 use diptych::{ClipModel, Loaded, Loader, Quantization};
 use safetensors::tensor::{SafeTensors, TensorView};
 use safetensors::{Dtype, serialize};
@@ -70,6 +73,29 @@ fn every_dual_encoder_quantised_and_saved_loads_with_equal_bits_without_being_as
         }
     }
     assert!(families >= 20 || std::env::var_os("GOLDEN").is_some(), "only {families} were quantised");
+}
+
+#[test]
+fn a_quantised_vit_b_32_points_where_the_floats_point() {
+    let folder = vit_b_32::folder(224);
+    let name = folder.path().to_str().expect("UTF-8");
+    let texts: Vec<Vec<u32>> = (4..20).map(|n| (0..n).map(|i| (i * n) % 100).chain([103]).collect()).collect();
+    let texts = TokenBatch::from_rows(&texts, 1).expect("tokens");
+    let pixels = Tensor::randn(0f32, 1.0, (4, 3, 224, 224), &Device::Cpu).expect("pixels");
+    let rows = |loader: Loader| -> Vec<Vec<f32>> {
+        let model = loader.random_weights(7).clip(name).expect("a random model");
+        let output = model.forward(&pixels, &texts).expect("forward");
+        let rows = |t: &Tensor| t.to_vec2::<f32>().expect("rows");
+        [rows(&output.image_embeds), rows(&output.text_embeds)].concat()
+    };
+    let exact = rows(Loader::new().trainable(false));
+    let found = rows(Loader::new().quantize(Quantization::Int8));
+    assert_eq!(exact.len(), 20);
+    for (row, (exact, found)) in exact.iter().zip(&found).enumerate() {
+        let cosine: f32 = exact.iter().zip(found).map(|(a, b)| a * b).sum();
+        assert!(cosine >= 0.99, "row {row}: cosine {cosine}");
+        assert!(exact != found, "row {row} was not quantised");
+    }
 }
 
 #[test]

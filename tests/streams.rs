@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 
 use common::Golden;
+use diptych::candle::{DType, Device, Tensor};
 use diptych::image::{ImageInput, image_crate};
 use diptych::{ClipModel, Embeddings, ImageEncoder, Loaded, Loader, Quantization, Result};
 
@@ -150,4 +151,29 @@ fn a_model_works_inside_a_pool_of_one_thread() {
         let all: Vec<Vec<u32>> = model.install(|| (0..4).into_par_iter().map(run).collect());
         assert!(all.iter().all(|found| *found == expected));
     }
+}
+
+/// The names of this process's threads, where the system tells (Linux).
+fn thread_names() -> Option<Vec<String>> {
+    let tasks = std::fs::read_dir("/proc/self/task").ok()?;
+    Some(tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok()).collect())
+}
+
+#[test]
+fn embedding_does_not_start_candles_own_pool() {
+    let spinning = || thread_names().map(|names| names.iter().filter(|name| name.starts_with("candle-bp")).count());
+    if spinning().is_none() {
+        return println!("skipped: this system does not name a process's threads");
+    }
+    let model = Loader::new().trainable(false).clip(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/tiny")).expect("tiny");
+    let files: Vec<PathBuf> = photos().into_iter().cycle().take(64).collect();
+    model.embed_images(&files).expect("images");
+    model.embed_texts(&["a photo of a cat on a mat"; 256]).expect("texts");
+    model.zero_shot(&["cat", "dog"]).and_then(|classifier| classifier.classify(&files[0])).expect("classes");
+    assert_eq!(spinning(), Some(0), "operations of candle's that run in its own pool");
+    // What would have been found.
+    let large = Tensor::ones(1 << 20, DType::F32, &Device::Cpu).expect("a tensor");
+    (&large + &large).expect("a sum");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    assert!(cores == 1 || spinning() > Some(0), "candle's pool has another name now");
 }

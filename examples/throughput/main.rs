@@ -15,7 +15,7 @@ use clap::Parser;
 use common::{Machine, Outcome, exit, lines, peak_rss_mb, rounded, say};
 use diptych::candle::{Device, Tensor};
 use diptych::text::TokenBatch;
-use diptych::{ClipModel, Quantization, TextEncoder};
+use diptych::{ClipModel, Quantization};
 
 /// Time a dual encoder.
 ///
@@ -125,7 +125,7 @@ fn texts(args: &Args, model: &ClipModel, what: &str) -> Outcome<()> {
             let chosen: Vec<&String> = (0..batch).map(|i| &texts[(round * batch + i) % texts.len()]).collect();
             let mut tokens = encoder.tokenize(&chosen)?;
             if what == "text77" {
-                tokens = padded(encoder, &tokens)?;
+                tokens = padded(&tokens)?;
             }
             model.project_text(&encoder.pooled_detached(&tokens)?)?;
             Ok(())
@@ -135,7 +135,7 @@ fn texts(args: &Args, model: &ClipModel, what: &str) -> Outcome<()> {
 }
 
 /// The same texts in rows of 77 ids, the last of which follow the end of the text.
-fn padded(_encoder: &TextEncoder, tokens: &TokenBatch) -> Outcome<TokenBatch> {
+fn padded(tokens: &TokenBatch) -> Outcome<TokenBatch> {
     let rows = (0..tokens.batch()).filter_map(|i| tokens.row(i).map(<[u32]>::to_vec));
     let rows: Vec<Vec<u32>> = rows
         .map(|mut row| {

@@ -12,6 +12,7 @@ use super::panels::{WIDTH, share_out};
 use super::product::Target;
 use super::quantized::{QuantizedRows, RowScale};
 use super::simd::vectorised;
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// Bytes that a vector reads at once, where they lie on a boundary of their own.
@@ -40,15 +41,21 @@ impl IntegerPanels {
     /// Lays out row-major (N,K).
     pub(super) fn new(kernels: Kernels, integers: &[i8], outputs: usize, inputs: usize) -> Self {
         let mut panels = Self { lines: Vec::new(), kernels, outputs, inputs };
-        let bytes = outputs.next_multiple_of(STEP) * panels.groups() * GROUP;
-        panels.lines = vec![Line([0; 64]); bytes / 64];
-        for output in 0..outputs {
-            let row = &integers[output * inputs..][..inputs];
-            for (group, four) in row.chunks(GROUP).enumerate() {
-                let place = panels.place(output, group);
-                panels.bytes_mut()[place..][..four.len()].copy_from_slice(four);
+        let groups = panels.groups();
+        panels.lines = vec![Line([0; 64]); outputs.next_multiple_of(STEP) * groups * GROUP / 64];
+        let rows = integers.par_chunks((WIDTH * inputs).max(1));
+        panels.bytes_mut().par_chunks_mut((WIDTH * groups * GROUP).max(1)).zip(rows).for_each(|(panel, rows)| {
+            let width = panel.len() / (groups * GROUP);
+            for (group, line) in panel.chunks_exact_mut(width * GROUP).enumerate() {
+                for (row, place) in rows.chunks_exact(inputs).zip(line.as_chunks_mut::<GROUP>().0) {
+                    let rest = &row[group * GROUP..];
+                    match rest.first_chunk() {
+                        Some(four) => *place = *four,
+                        None => place[..rest.len()].copy_from_slice(rest),
+                    }
+                }
             }
-        }
+        });
         panels
     }
 

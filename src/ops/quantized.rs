@@ -234,14 +234,21 @@ fn quantize_weights(w: &[f32], q: &mut [i8]) -> f32 {
     let (low, high, _) = extent(w);
     let scale = high.max(-low) / 127.0;
     if scale > 0.0 {
+        to_integers(w, q, scale);
+    }
+    scale
+}
+
+vectorised! {
+    /// `q = round(w / scale)`, kept between −127 and 127.
+    fn to_integers<const FMA: bool>(w: &[f32], q: &mut [i8], scale: f32) {
         for (q, &w) in q.iter_mut().zip(w) {
             // A cast of a float saturates, and NaN becomes 0.
             #[allow(clippy::cast_possible_truncation)]
-            let integer = (w / scale).round().clamp(-127.0, 127.0) as i8;
+            let integer = (w / scale).round_ties_even().clamp(-127.0, 127.0) as i8;
             *q = integer;
         }
     }
-    scale
 }
 
 vectorised! {
