@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::{Machine, Outcome, dtype, exit, lines, progress};
+use common::{Machine, Outcome, dtype, exit, keep_freed_memory, lines, progress};
 use diptych::candle::{D, Tensor};
 use diptych::image::ImageInput;
 use diptych::towers::Collect;
@@ -55,6 +55,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Outcome<()> {
+    keep_freed_memory();
     let mut texts = args.text.clone();
     if let Some(path) = &args.texts_from {
         texts.extend(lines(path)?);

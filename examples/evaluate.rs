@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{ArgGroup, Parser};
-use common::{Machine, Outcome, exit, progress, say};
+use common::{Machine, Outcome, exit, keep_freed_memory, progress, say};
 use diptych::adapt::{LinearProbe, ProbeConfig};
 use diptych::candle::Tensor;
 use diptych::data::{LabelledImages, LabelledSplit, PairDataset};
@@ -64,6 +64,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Outcome<()> {
+    keep_freed_memory();
     match (&args.captions, &args.labels) {
         (Some(csv), _) => retrieval(args, csv),
         (None, Some(csv)) if args.probe => probe(args, csv),

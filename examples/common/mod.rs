@@ -6,6 +6,7 @@ mod allocator;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+#[allow(unused_imports)] // as above
 pub use allocator::keep_freed_memory;
 use clap::Args;
 use diptych::candle::{DType, Device};

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use common::{Machine, Outcome, exit, lines, peak_rss_mb, rounded, say};
+use common::{Machine, Outcome, exit, keep_freed_memory, lines, peak_rss_mb, rounded, say};
 use diptych::candle::{Device, Tensor};
 use diptych::text::TokenBatch;
 use diptych::{ClipModel, Quantization};
@@ -67,6 +67,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Outcome<()> {
+    keep_freed_memory();
     if args.what == ["train"] {
         let rounds = args.rounds.map_or(5, usize::from);
         let loader = args.machine.loader()?;
