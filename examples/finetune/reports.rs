@@ -148,7 +148,7 @@ impl Finished<'_> {
             ("loss", words(&config.loss)),
             ("epochs and batch", format!("{} epochs, {} pairs a step", config.epochs, config.batch_size)),
             ("rates", format!("{:e} for projections and scale, {:e} for towers", config.lr, config.tower_lr)),
-            ("schedule", words(&config.schedule)),
+            ("schedule", words(config.schedule)),
             ("optimiser", optimizer(config)),
             ("weight decay", config.weight_decay.to_string()),
             ("seed", config.seed.to_string()),

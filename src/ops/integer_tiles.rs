@@ -275,7 +275,7 @@ mod tests {
             for rows in 1..=set.rows {
                 for columns in (STEP..=4 * STEP).step_by(STEP) {
                     // The largest products are among them, next to each other.
-                    let extreme = |i: usize| i / 64 % 2 == 0;
+                    let extreme = |i: usize| (i / 64).is_multiple_of(2);
                     let a: Vec<u8> = (0..groups * GROUP * rows)
                         .map(|i| if extreme(i) { set.largest } else { (i * 37 % 128) as u8 })
                         .collect();
