@@ -1,22 +1,21 @@
 //! The trainer on a tiny dual encoder: it learns, it repeats, it leaves the frozen alone, and it stops where it must.
 
 mod common;
+#[path = "common/runs.rs"]
+mod runs;
 
 use std::path::Path;
 
-use common::Golden;
-use diptych::candle::{Tensor, Var};
+use diptych::candle::Var;
 use diptych::data::{PairDataset, Sampler, Split};
 use diptych::image::ImageInput;
-use diptych::image::image_crate::{Rgb, RgbImage};
 use diptych::loss::ClipLoss;
 use diptych::train::{
-    Evaluation, Half, Optimizer, ParamGroup, Precision, Progress, Schedule, TrainConfig, Trainer, evaluate_retrieval,
+    Evaluation, Half, Optimizer, ParamGroup, Precision, Progress, TrainConfig, Trainer, evaluate_retrieval,
 };
 use diptych::weights::Activations;
 use diptych::{ClipModel, ErrorKind, LogitScale};
-
-const COUNT: usize = 16;
+use runs::{COUNT, image, model, values, word};
 
 /// Sixteen images of two colours, each with two captions of its own, and a model that has seen none.
 struct Setting {
@@ -29,11 +28,8 @@ impl Setting {
         let folder = tempfile::tempdir().unwrap();
         let mut csv = String::from("image,caption,split\n");
         for i in 0..COUNT {
-            let level = |bit: usize| if i >> bit & 1 == 1 { 255 } else { 0 };
-            let (left, right) = (Rgb([level(0), level(1), 128]), Rgb([level(2), 128, level(3)]));
-            let image = RgbImage::from_fn(8, 8, |x, _| if x < 4 { left } else { right });
-            image.save(folder.path().join(format!("{i}.png"))).unwrap();
-            let word = ["photo", "of", "cat", "dog", "the", "two", "on", "grass"][i / 2];
+            image(i).save(folder.path().join(format!("{i}.png"))).unwrap();
+            let word = word(i);
             let letter = ["x", "q"][i % 2];
             csv += &format!("{i}.png,{word} {letter} {word},train\n{i}.png,{letter} {letter} {word},train\n");
         }
@@ -48,30 +44,13 @@ impl Setting {
     }
 }
 
-fn model(trainable: impl Fn(&str) -> bool) -> ClipModel {
-    ClipModel::from_pretrained(Golden::named("vtde_vit_bert").dir()).unwrap().with_trainable(trainable).unwrap()
-}
-
 fn in_tower(name: &str) -> bool {
     name.starts_with("text_model.") || name.starts_with("vision_model.")
 }
 
+/// Larger rates: a few epochs are enough to learn.
 fn config(epochs: usize) -> TrainConfig {
-    TrainConfig {
-        epochs,
-        batch_size: 8,
-        lr: 1e-2,
-        tower_lr: 5e-3,
-        schedule: Schedule::WarmupCosine { warmup_steps: 4 },
-        workers: 2,
-        evaluation: Evaluation::AtEnd,
-        ..TrainConfig::default()
-    }
-}
-
-fn values(model: &ClipModel) -> Vec<(String, Vec<f32>)> {
-    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1().unwrap();
-    model.parameters().iter().map(|(name, tensor)| (name.to_string(), flat(&tensor))).collect()
+    TrainConfig { lr: 1e-2, tower_lr: 5e-3, ..runs::config(epochs) }
 }
 
 fn variable(model: &ClipModel, wanted: &str) -> Var {

@@ -1,6 +1,8 @@
 //! Long runs on small machines: the gradient cache, accumulation, checkpoints, averages, rates of single layers.
 
 mod common;
+#[path = "common/runs.rs"]
+mod runs;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,64 +11,29 @@ use common::{Golden, relative_error};
 use diptych::candle::Tensor;
 use diptych::data::{PairDataset, Sampler, Split};
 use diptych::image::ImageInput;
-use diptych::image::image_crate::{Rgb, RgbImage};
 use diptych::loss::{ClipLoss, Loss, SigLipLoss};
 use diptych::train::{
-    AdamWConfig, CachedSide, CheckpointConfig, Duplicates, Evaluation, GradientSum, GroupRule, OptimizerConfig,
-    ParamGroup, Progress, Schedule, Selection, Sgd, SgdConfig, TrainConfig, Trainer, cached_backward,
+    AdamWConfig, CachedSide, CheckpointConfig, Duplicates, GradientSum, GroupRule, OptimizerConfig, ParamGroup,
+    Progress, Schedule, Selection, Sgd, SgdConfig, TrainConfig, Trainer, cached_backward,
 };
 use diptych::weights::Pattern;
 use diptych::{ClipModel, ErrorKind};
+use runs::{COUNT, config, distance, image, model, values, word};
 
-const COUNT: usize = 16;
 const CHILD: &str = "DIPTYCH_TEST_RUN_TO_BE_KILLED";
 
 /// Sixteen images, each with a caption of its own but for two that share one.
 fn make_data(folder: &Path) -> Split {
     let mut csv = String::from("image,caption,split\n");
     for i in 0..COUNT {
-        let level = |bit: usize| if i >> bit & 1 == 1 { 255 } else { 0 };
-        let image = RgbImage::from_fn(8, 8, |x, _| {
-            if x < 4 { Rgb([level(0), level(1), 128]) } else { Rgb([level(2), 128, level(3)]) }
-        });
-        image.save(folder.join(format!("{i}.png"))).unwrap();
-        let word = ["photo", "of", "cat", "dog", "the", "two", "on", "grass"][i / 2];
+        image(i).save(folder.join(format!("{i}.png"))).unwrap();
+        let word = word(i);
         let letter = ["x", "q"][i % 2 * usize::from(i != 3)];
         csv += &format!("{i}.png,{word} {letter} {word},train\n");
     }
     let path = folder.join("captions.csv");
     std::fs::write(&path, csv).unwrap();
     PairDataset::from_csv(path).unwrap().split("train").unwrap()
-}
-
-fn model(trainable: impl Fn(&str) -> bool) -> ClipModel {
-    ClipModel::from_pretrained(Golden::named("vtde_vit_bert").dir()).unwrap().with_trainable(trainable).unwrap()
-}
-
-fn config(epochs: usize) -> TrainConfig {
-    TrainConfig {
-        epochs,
-        batch_size: 8,
-        lr: 1e-3,
-        tower_lr: 5e-4,
-        schedule: Schedule::WarmupCosine { warmup_steps: 4 },
-        workers: 2,
-        evaluation: Evaluation::AtEnd,
-        ..TrainConfig::default()
-    }
-}
-
-fn values(model: &ClipModel) -> Vec<(String, Vec<f32>)> {
-    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1().unwrap();
-    model.parameters().iter().map(|(name, tensor)| (name.to_string(), flat(&tensor))).collect()
-}
-
-/// The largest difference of any parameter's values, over its largest value.
-fn distance(a: &ClipModel, b: &ClipModel) -> f64 {
-    let (a, b) = (a.parameters(), b.parameters());
-    // Keys' biases have a gradient that is rounding alone.
-    let pairs = a.iter().filter(|(name, _)| !name.ends_with("k_proj.bias"));
-    pairs.map(|(name, tensor)| relative_error(&tensor, &b.get(name).unwrap())).fold(0.0, f64::max)
 }
 
 /// One step of gradient descent, so that weights differ as gradients do.
