@@ -56,11 +56,12 @@ impl Linear {
     /// # Errors
     /// When the last dimension of `x` is not K.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.weight.forward(x, self.bias.as_ref(), None)?;
-        let Some(LowRank { down, up, scale }) = &self.low_rank else { return Ok(y) };
+        let Some(LowRank { down, up, scale }) = &self.low_rank else {
+            return self.weight.forward(x, self.bias.as_ref(), None);
+        };
         // The small product is scaled, not the large one.
         let inner = (ops::linear(x, down, None)? * *scale)?;
-        ops::add(&y, &ops::linear(&inner, up, None)?)
+        self.weight.forward_with(x, self.bias.as_ref(), &inner, up)
     }
 
     /// [`Linear::forward`] added to `residual`, in one pass where nothing is trained.

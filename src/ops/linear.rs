@@ -100,7 +100,7 @@ pub(super) fn backward(x: &Tensor, weight: &Tensor, grad: &[f32]) -> CandleResul
 }
 
 /// A weight as it lies in memory, transposed or not.
-fn as_matrix<'a>(values: &'a [f32], layout: &Layout) -> Matrix<'a> {
+pub(super) fn as_matrix<'a>(values: &'a [f32], layout: &Layout) -> Matrix<'a> {
     let (dims, strides) = (layout.dims(), layout.stride());
     Matrix::strided(values, dims[0], dims[1], strides[0], strides[1])
 }

@@ -25,6 +25,7 @@ mod l2_normalize;
 mod layer_norm;
 mod linear;
 mod linear_activate;
+mod low_rank;
 mod mean_pool;
 mod memory;
 mod packed;

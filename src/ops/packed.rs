@@ -154,10 +154,23 @@ impl PackedWeight {
         (outputs, self.shape.elem_count() / outputs.max(1))
     }
 
-    fn product(&self, x: &[f32], epilogue: Epilogue<'_>) -> Result<Vec<f32>> {
+    pub(super) fn product(&self, x: &[f32], epilogue: Epilogue<'_>) -> Result<Vec<f32>> {
         match &*self.form {
             Form::Float(panels) => Ok(panels.product(x, epilogue)),
             Form::Int8(quantized) => quantized.product(x, epilogue),
+        }
+    }
+
+    /// `grad · W` for `grad` (rows,N): what flows back to x.
+    pub(super) fn backward(&self, grad: &[f32]) -> CandleResult<Vec<f32>> {
+        match &*self.form {
+            Form::Float(panels) => Ok(panels.backward(grad)),
+            Form::Int8(quantized) => {
+                let (outputs, inputs) = self.size();
+                let weight = quantized.unpack().map_err(candle_core::Error::wrap)?;
+                let panels = Panels::new(outputs, inputs, &copy_rows(&weight, inputs));
+                Ok(panels.map_err(candle_core::Error::wrap)?.backward(grad))
+            }
         }
     }
 
@@ -233,6 +246,11 @@ impl Weight {
             Self::Plain(tensor) => tensor.dims(),
             Self::Packed(packed) => packed.dims(),
         }
+    }
+
+    /// N and K, those of a matrix (N,…).
+    pub(super) fn matrix_size(&self) -> (usize, usize) {
+        matrix_size(self.dims()).unwrap_or_default()
     }
 
     /// The type of its numbers, and of what it is multiplied with.
@@ -340,15 +358,7 @@ impl CustomOp1 for PackedLinear {
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
         let grad = grad.contiguous()?;
         let grad = Floats::of(&grad)?;
-        let dx = match &*self.weight.form {
-            Form::Float(panels) => panels.backward(&grad),
-            Form::Int8(quantized) => {
-                let (outputs, inputs) = self.weight.size();
-                let weight = quantized.unpack().map_err(candle_core::Error::wrap)?;
-                let panels = Panels::new(outputs, inputs, &copy_rows(&weight, inputs));
-                panels.map_err(candle_core::Error::wrap)?.backward(&grad)
-            }
-        };
+        let dx = self.weight.backward(&grad)?;
         tensor(dx, x.shape()).map(Some)
     }
 }

@@ -8,7 +8,7 @@ mod tokens;
 
 use candle_core::{D, DType, Device, Result as CandleResult, Tensor, Var};
 use diptych::Result;
-use diptych::ops::{self, Activation, AttentionMask, RotaryPairs};
+use diptych::ops::{self, Activation, AttentionMask, PackedWeight, Packing, RotaryPairs, Weight};
 
 /// Largest error allowed, in parts of the largest value.
 const TOLERANCE: f64 = 1e-5;
@@ -148,6 +148,27 @@ fn linear_agrees_with_a_product_of_matrices() {
             |x| x[0].matmul(&x[1].t()?)?.broadcast_add(&x[2]),
         );
         check(&name, &operands[..2], |x| ops::linear(&x[0], &x[1], None), |x| x[0].matmul(&x[1].t()?));
+    }
+}
+
+#[test]
+fn a_frozen_layer_with_a_low_rank_addition_agrees_with_two_products() {
+    for (rows, inputs, outputs, rank) in [(5, 7, 9, 2), (40, 64, 96, 8), (3, 16, 16, 1)] {
+        let (weight, bias) = (operand(4, &[outputs, inputs]), operand(5, &[outputs]));
+        let operands = [operand(1, &[rows, inputs]), operand(2, &[rows, rank]), operand(3, &[outputs, rank])];
+        for packing in [Packing::None, Packing::Float] {
+            let (weight32, bias32) = (weight.to_dtype(DType::F32).unwrap(), bias.to_dtype(DType::F32).unwrap());
+            let layer = PackedWeight::pack(&weight32, packing).unwrap().map_or(Weight::Plain(weight32), Weight::Packed);
+            check(
+                &format!("low rank {packing:?} {rows}x{inputs}x{outputs}"),
+                &operands,
+                |x| match x[0].dtype() {
+                    DType::F32 => layer.forward_with(&x[0], Some(&bias32), &x[1], &x[2]),
+                    _ => Weight::Plain(weight.clone()).forward_with(&x[0], Some(&bias), &x[1], &x[2]),
+                },
+                |x| x[0].matmul(&weight.t()?)?.broadcast_add(&bias)? + x[1].matmul(&x[2].t()?)?,
+            );
+        }
     }
 }
 
