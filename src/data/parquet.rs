@@ -201,7 +201,7 @@ impl ImageStore for Images {
 
     fn read(&self, index: usize, most: u64) -> std::result::Result<Vec<u8>, String> {
         // The last group that starts at or before the row; empty groups start where the next one does.
-        let group = self.starts.partition_point(|&start| start <= index).checked_sub(1).unwrap_or_default();
+        let group = self.starts.partition_point(|&start| start <= index).saturating_sub(1);
         let value = || -> std::result::Result<Option<ByteArray>, ParquetError> {
             let mut column = byte_column(&self.reader, group, self.column)?;
             column.skip_records(index - self.starts[group])?;
