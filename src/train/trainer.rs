@@ -66,7 +66,7 @@ impl<'s> TrainData<'s> {
     /// augmentation stands before it.
     ///
     /// # Errors
-    /// [`File`](ErrorKind::File) if images are missing, and any error of reading one.
+    /// [`File`](crate::ErrorKind::File) if images are missing, and any error of reading one.
     pub fn prepare(
         model: &ClipModel,
         config: &TrainConfig,
