@@ -42,7 +42,7 @@ struct Args {
     #[arg(long, value_name = "FOLDER=WORDS", value_parser = class_name, conflicts_with = "captions")]
     class_name: Vec<(String, String)>,
     /// Fit a linear layer to the image tower's features of the split train, and measure that instead of words
-    #[arg(long, requires = "labels", conflicts_with_all = ["template", "class_name"])]
+    #[arg(long, requires = "labels", conflicts_with_all = ["captions", "template", "class_name"])]
     probe: bool,
     /// Where to save that layer
     #[arg(long, value_name = "FILE", requires = "probe")]

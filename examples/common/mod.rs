@@ -17,6 +17,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// Any error, to be printed.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
+/// Fails at once where a folder, or a file with `file`, could not be made at the end of a long run.
+pub fn check_writable(option: &str, path: &Path, file: bool) -> Outcome<()> {
+    let parent = |path: &Path| path.parent().map(Path::to_path_buf).unwrap_or_default();
+    let start = if file { parent(path) } else { path.to_path_buf() };
+    let exists = |folder: &Path| folder.as_os_str().is_empty() || folder.is_dir();
+    let found =
+        if file { Some(&*start).filter(|folder| exists(folder)) } else { start.ancestors().find(|f| exists(f)) };
+    let Some(folder) = found else { return Err(format!("{option}: {} is no folder", start.display()).into()) };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let written = tempfile::tempfile_in(folder).map(drop);
+    written.map_err(|error| format!("{option}: nothing can be written in {}: {error}", folder.display()).into())
+}
+
 /// Prints a line to standard output; a full disk or a closed pipe is an error, not a panic.
 pub fn say(line: impl std::fmt::Display) -> Outcome<()> {
     use std::io::Write;

@@ -53,7 +53,7 @@ pub struct Keeping {
     teacher_views: bool,
     /// A file that keeps what the teacher makes of plain images and captions, for the next run
     #[arg(long, value_name = "FILE", requires = "teacher", conflicts_with = "teacher_views")]
-    teacher_cache: Option<PathBuf>,
+    pub teacher_cache: Option<PathBuf>,
     /// The share of an image's patches that the image tower looks at in a step
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     pub patch_keep: f64,

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use args::Args;
 use build::{build, freeze};
 use clap::Parser;
-use common::{Outcome, dtype, exit, keep_freed_memory, say};
+use common::{Outcome, check_writable, dtype, exit, keep_freed_memory, say};
 use data::{Rows, splits};
 use diptych::report::RunLog;
 use diptych::retrieval::RetrievalReport;
@@ -36,9 +36,7 @@ fn run(args: &Args) -> Outcome<()> {
     let (train, test) = splits(args)?;
     let folder = train.image_folder(args.images.as_deref());
     let save_dtype = dtype("--save-dtype", &args.save_dtype)?;
-    if let Some(out) = &args.out {
-        check_save_target(out)?;
-    }
+    check_targets(args)?;
     let keeping = &args.keeping;
     let (canary, val) = (keeping.canary()?, keeping.deciding_rows(args)?);
     let rows =
@@ -81,6 +79,18 @@ fn run(args: &Args) -> Outcome<()> {
     print(args, before, &report)?;
     log.check()?;
     Ok(())
+}
+
+/// Fails before the first step where what the run makes could not be written after the last one.
+fn check_targets(args: &Args) -> Outcome<()> {
+    if let Some(out) = &args.out {
+        check_save_target(out)?;
+    }
+    let folders = [("--lora-out", &args.strategy.lora_out), ("--checkpoints", &args.strategy.checkpoints)];
+    for (option, folder) in folders {
+        folder.iter().try_for_each(|folder| check_writable(option, folder, false))?;
+    }
+    args.keeping.teacher_cache.iter().try_for_each(|file| check_writable("--teacher-cache", file, true))
 }
 
 /// Trains, and tells of it; `before` is what the evaluation split says before the first step.

@@ -21,7 +21,7 @@ use diptych::{ClipModel, Quantization};
 ///
 /// what: image   pixel values to embedding (no decoding);
 /// text    texts to embedding, each batch padded to its longest as `embed_texts` does;
-/// text77  the same texts padded to the model's length;
+/// text77  the same texts padded to 77 ids, as open_clip does, or to as many as the model takes;
 /// files   image files to embedding, decoding included;
 /// memory  the process's peak of resident memory after embedding 1,000 image files and after 10,000 more;
 /// load    the folder to a model, with the process's peak of resident memory;
@@ -31,8 +31,8 @@ struct Args {
     /// A folder, or an id on the hub
     #[arg(long, value_name = "DIR_OR_ID")]
     model: String,
-    /// What to time, of: image,text,text77,files,memory,load,train
-    #[arg(long, value_delimiter = ',', default_value = "image,text")]
+    /// What to time, of: image,text,text77,files,memory,load,train [default: image, and text with --texts]
+    #[arg(long, value_delimiter = ',')]
     what: Vec<String>,
     /// Batch sizes
     #[arg(long, value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u16).range(1..))]
@@ -69,20 +69,32 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Outcome<()> {
     keep_freed_memory();
     if args.what == ["train"] {
+        if args.dtype != "f32" {
+            return Err("--what train needs --dtype f32: integers are not trained".into());
+        }
         let rounds = args.rounds.map_or(5, usize::from);
         let loader = args.machine.loader()?;
         return args.batch.iter().try_for_each(|&batch| args.training.run(&loader, &args.model, batch.into(), rounds));
     }
+    let what = match (&args.what, &args.texts) {
+        (what, None) if what.iter().any(|what| what.starts_with("text")) => {
+            return Err("--what text and --what text77 need --texts, a file with a text a line".into());
+        }
+        (what, None) if what.is_empty() => vec!["image".to_string()],
+        (what, Some(_)) if what.is_empty() => vec!["image".to_string(), "text".to_string()],
+        (what, _) => what.clone(),
+    };
+    let texts_to_time = args.texts.as_deref().map(read_texts).transpose()?.unwrap_or_default();
     let loader = args.machine.loader()?.trainable(false);
     let loader = if args.dtype == "int8" { loader.quantize(Quantization::Int8) } else { loader };
     let start = Instant::now();
     let model = loader.clip(&args.model)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
-    for what in &args.what {
+    for what in &what {
         match what.as_str() {
             "load" => report_load(args, load_ms)?,
             "image" => images(args, &model)?,
-            "text" | "text77" => texts(args, &model, what)?,
+            "text" | "text77" => texts(args, &model, what, &texts_to_time)?,
             "files" => files(args, &model)?,
             "memory" => memory(args, &model)?,
             other => {
@@ -114,19 +126,23 @@ fn images(args: &Args, model: &ClipModel) -> Outcome<()> {
     Ok(())
 }
 
-fn texts(args: &Args, model: &ClipModel, what: &str) -> Outcome<()> {
-    let path = args.texts.as_ref().ok_or("--what text needs --texts")?;
+/// The file's first texts.
+fn read_texts(path: &Path) -> Outcome<Vec<String>> {
     let texts: Vec<String> = lines(path)?.into_iter().filter(|line| !line.trim().is_empty()).take(TEXTS).collect();
     if texts.is_empty() {
         return Err(format!("{}: no text in it", path.display()).into());
     }
+    Ok(texts)
+}
+
+fn texts(args: &Args, model: &ClipModel, what: &str, texts: &[String]) -> Outcome<()> {
     let encoder = model.text_encoder();
     for batch in args.batch.iter().map(|&batch| usize::from(batch)) {
         report(args, what, batch, batch, |round| {
             let chosen: Vec<&String> = (0..batch).map(|i| &texts[(round * batch + i) % texts.len()]).collect();
             let mut tokens = encoder.tokenize(&chosen)?;
             if what == "text77" {
-                tokens = padded(&tokens)?;
+                tokens = padded(&tokens, encoder.config().tower.context_length())?;
             }
             model.project_text(&encoder.pooled_detached(&tokens)?)?;
             Ok(())
@@ -135,13 +151,13 @@ fn texts(args: &Args, model: &ClipModel, what: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// The same texts in rows of 77 ids, the last of which follow the end of the text.
-fn padded(tokens: &TokenBatch) -> Outcome<TokenBatch> {
+/// The same texts in rows of 77 ids, or of as many as the model takes, the last of which follow the end of the text.
+fn padded(tokens: &TokenBatch, most: usize) -> Outcome<TokenBatch> {
     let rows = (0..tokens.batch()).filter_map(|i| tokens.row(i).map(<[u32]>::to_vec));
     let rows: Vec<Vec<u32>> = rows
         .map(|mut row| {
             let pad = row.last().copied().unwrap_or(0);
-            row.resize(77, pad);
+            row.resize(most.min(77), pad);
             row
         })
         .collect();
@@ -181,6 +197,9 @@ fn image_files(args: &Args) -> Outcome<Vec<PathBuf>> {
     let folder = args.images.as_ref().ok_or("--what files and --what memory need --images")?;
     let mut paths = Vec::new();
     collect(folder, &mut paths)?;
+    if paths.is_empty() {
+        return Err(format!("--images {}: no JPEG or PNG file in it", folder.display()).into());
+    }
     paths.sort();
     paths.truncate(FILES);
     Ok(paths)

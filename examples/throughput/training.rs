@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use diptych::adapt::LoraConfig;
 use diptych::candle::Tensor;
 use diptych::loss::ClipLoss;
+use diptych::ops::{Packing, Weight};
 use diptych::text::TokenBatch;
 use diptych::towers::{PooledToken, TextTowerConfig};
 use diptych::train::{Optimizer, OptimizerConfig, ParamGroup};
@@ -45,6 +46,12 @@ impl Options {
         let mut model = self.model(loader, model)?;
         if self.recompute {
             model = model.with_activations(Activations::Recomputed)?;
+        }
+        let floats = |(_, weight): (_, &Weight)| !matches!(weight, Weight::Packed(w) if w.packing() == Packing::Int8);
+        if self.lora.is_none() && !model.parameters().weights().all(floats) {
+            return Err(
+                "the model is quantised, and integers are not trained; `convert --quantize none` gives floats".into()
+            );
         }
         let (pixels, tokens) = inputs(&model, batch, self.text_length.into())?;
         let group = ParamGroup { vars: model.trainable(), lr: 1e-5, weight_decay: 0.1 };
