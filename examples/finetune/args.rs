@@ -71,10 +71,11 @@ pub struct Args {
     /// Side of the image input in pixels [default: as the checkpoint says]
     #[arg(long, value_name = "N")]
     pub image_size: Option<u32>,
-    /// Random views of training images: a list of crop or resized-crop, flip, jitter, gray [default: none]
+    /// Random views of training images: a list of crop or resized-crop, flip, jitter, gray, blur [default: none]
     ///
     /// crop takes any place of the resized image, resized-crop=0.5 a part of at least half of the original one (0.9 without a number), flip
-    /// mirrors every second image, jitter=0.8 changes the colours of eight in ten, gray=0.2 takes them from two in ten.
+    /// mirrors every second image, jitter=0.8 changes the colours of eight in ten, gray=0.2 takes them from two in ten,
+    /// blur=0.5 blurs every second.
     #[arg(long)]
     pub augment: Option<Augment>,
     /// How often every image is seen [default: by what is trained, and about 400 steps]

@@ -48,12 +48,15 @@ pub struct Keeping {
     /// Learn from the teacher alone, not from which image belongs to which caption
     #[arg(long, requires = "teacher")]
     distill_only: bool,
-    /// The teacher sees the augmented images, not the plain ones; then it runs in every step
+    /// The teacher sees the part of an image that the model sees, not the whole; it runs in every step, or with --views once a view
     #[arg(long, requires = "teacher")]
     teacher_views: bool,
-    /// A file that keeps what the teacher makes of plain images and captions, for the next run
-    #[arg(long, value_name = "FILE", requires = "teacher", conflicts_with = "teacher_views")]
+    /// A file that keeps what the teacher makes of images and captions, for the next run
+    #[arg(long, value_name = "FILE", requires = "teacher")]
     pub teacher_cache: Option<PathBuf>,
+    /// How many random views an image has, after which they come again [default: a new one in each epoch]
+    #[arg(long, value_name = "N")]
+    views: Option<usize>,
     /// The share of an image's patches that the image tower looks at in a step
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     pub patch_keep: f64,
@@ -62,7 +65,7 @@ pub struct Keeping {
 impl Keeping {
     /// The recipe with what these flags say.
     pub fn apply(&self, mut config: TrainConfig) -> TrainConfig {
-        config.patch_keep = self.patch_keep;
+        (config.patch_keep, config.views) = (self.patch_keep, self.views);
         if self.stops() {
             let canary_loss = self.canary.as_ref().map(|_| self.canary_loss.unwrap_or(CANARY_LOSS));
             config.early_stop = Some(EarlyStop { patience: self.patience, canary_loss, leave: Leave::Best });

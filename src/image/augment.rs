@@ -1,7 +1,7 @@
-//! Random crops, flips and colours for training, as a function of (seed, epoch, index) alone.
+//! Random crops, flips, colours and blur for training, as a function of (seed, epoch, index) alone.
 //!
 //! ```text
-//! kept image (H,W,3) u8 ─ crop or resized crop ─ flip ─ jitter ─ grey ─▶ u8 ─ rescale, normalise ─▶ pixel values (C,H,W) f32
+//! kept image (H,W,3) u8 ─ crop or resized crop ─ flip ─ jitter ─ grey ─ blur ─▶ u8 ─ rescale, normalise ─▶ pixel values (C,H,W) f32
 //! ```
 //!
 //! What stands before the draws (decoding, and the resize unless crops are resized) is the same in every epoch, so it can be kept.
@@ -34,6 +34,26 @@ pub struct Augment {
     pub jitter: Option<ColorJitter>,
     /// The probability of a grey image.
     pub gray: f64,
+    /// Random blur.
+    pub blur: Option<Blur>,
+}
+
+/// A Gaussian blur of random width.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Blur {
+    /// How often an image is blurred.
+    pub probability: f64,
+    /// The smallest and largest standard deviation, in shares of the shorter side: an input of 64 pixels and one of 224 lose the
+    /// same details.
+    pub sigma: (f64, f64),
+}
+
+impl Default for Blur {
+    /// Every second image, by up to 0.02 of its side: from nothing to what is left of an image of 32 pixels. (MoCo v2,
+    /// `main_moco.py`, blurs every second by up to 2 of 224 pixels, 0.009.)
+    fn default() -> Self {
+        Self { probability: 0.5, sigma: (0.0005, 0.02) }
+    }
 }
 
 /// Where the crop of a training image lies.
@@ -163,6 +183,19 @@ impl Augment {
         steps
     }
 
+    /// Draws the blur's standard deviation in pixels of an image of size `image`, if it is blurred at all.
+    pub(super) fn blur(&self, image: ImageSize, rng: &mut impl Rng) -> Option<f32> {
+        let Blur { probability, sigma: (low, high) } = self.blur?;
+        let side = f64::from(image.height.min(image.width));
+        (between(rng, 0.0, 1.0) < probability).then(|| (between(rng, low, high) * side) as f32)
+    }
+
+    /// The same parts of images, mirrored alike, with their own colours and details.
+    #[must_use]
+    pub fn windows(self) -> Self {
+        Self { crop: self.crop, flip: self.flip, ..Self::default() }
+    }
+
     /// Checks that every number is in its range.
     ///
     /// # Errors
@@ -182,6 +215,11 @@ impl Augment {
             within("the strength of saturation", jitter.saturation, 0.0, f64::MAX)?;
             within("the turn of the hue", jitter.hue, 0.0, 0.5)?;
         }
+        if let Some(blur) = self.blur {
+            within("the probability of blur", blur.probability, 0.0, 1.0)?;
+            within("the largest width of blur", blur.sigma.1, f64::MIN_POSITIVE, 1.0)?;
+            within("the smallest width of blur", blur.sigma.0, f64::MIN_POSITIVE, blur.sigma.1)?;
+        }
         if let CropChoice::Resized(crop) = self.crop {
             within("the largest share of a resized crop", crop.area.1, f64::MIN_POSITIVE, 1.0)?;
             within("the smallest share of a resized crop", crop.area.0, f64::MIN_POSITIVE, crop.area.1)?;
@@ -195,8 +233,8 @@ impl Augment {
 impl FromStr for Augment {
     type Err = Error;
 
-    /// Reads a list such as `resized-crop,flip,jitter,gray`; the empty text is no augmentation. `resized-crop=0.5` sets the smallest
-    /// share of the area, `jitter=0.5` and `gray=0.1` (0.2 without a number) the probability.
+    /// Reads a list such as `resized-crop,flip,jitter,gray,blur`; the empty text is no augmentation. `resized-crop=0.5` sets the
+    /// smallest share of the area, `jitter=0.5`, `gray=0.1` (0.2 without a number) and `blur=0.3` the probability.
     fn from_str(list: &str) -> Result<Self> {
         let mut augment = Self::default();
         for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
@@ -208,6 +246,10 @@ impl FromStr for Augment {
                 let message = || format!("'{item}': '{text}' is no number; write for example {name}=0.5");
                 text.parse::<f64>().map_err(|_| Error::argument("augment", message()))
             });
+            if name.ends_with("crop") && augment.crop != CropChoice::Center {
+                let message = format!("'{list}' has two crops; choose crop or resized-crop");
+                return Err(Error::argument("augment", message));
+            }
             match (name, number.transpose()?) {
                 ("crop", None) => augment.crop = CropChoice::Random,
                 ("resized-crop", share) => {
@@ -222,11 +264,15 @@ impl FromStr for Augment {
                     augment.jitter = Some(ColorJitter { probability, ..jitter });
                 }
                 ("gray" | "grey", probability) => augment.gray = probability.unwrap_or(GRAY),
+                ("blur", probability) => {
+                    let blur = Blur::default();
+                    augment.blur = Some(Blur { probability: probability.unwrap_or(blur.probability), ..blur });
+                }
                 ("crop" | "flip", Some(_)) => {
                     return Err(Error::argument("augment", format!("'{item}': {name} takes no number")));
                 }
                 _ => {
-                    let known = "crop, resized-crop, flip, jitter, gray";
+                    let known = "crop, resized-crop, flip, jitter, gray, blur";
                     return Err(Error::unsupported("augment", "augmentation", name, known));
                 }
             }
@@ -306,9 +352,14 @@ mod tests {
 
     #[test]
     fn unusable_augmentations_are_errors() {
-        for (list, named) in
-            [("gray=2", "2"), ("jitter=x", "'x'"), ("flip=0.5", "no number"), ("resized-crop=0", "share")]
-        {
+        for (list, named) in [
+            ("gray=2", "2"),
+            ("jitter=x", "'x'"),
+            ("flip=0.5", "no number"),
+            ("resized-crop=0", "share"),
+            ("crop,resized-crop", "two crops"),
+            ("blur=-1", "blur"),
+        ] {
             let error = list.parse::<Augment>().unwrap_err().to_string();
             assert!(error.contains(named), "{error}");
         }
@@ -316,7 +367,7 @@ mod tests {
         assert!(Augment { jitter, ..Augment::default() }.validate().unwrap_err().to_string().contains("hue"));
         let nan = Augment { gray: f64::NAN, ..Augment::default() };
         assert!(nan.validate().is_err());
-        assert!("crop,blur".parse::<Augment>().unwrap_err().to_string().contains("'blur'"));
+        assert!("crop,rotate".parse::<Augment>().unwrap_err().to_string().contains("'rotate'"));
         assert_eq!("".parse::<Augment>().unwrap(), Augment::default());
         let augment: Augment = "crop".parse().unwrap();
         assert!(augment.view(IMAGE, &config(None), &mut Augment::rng(0, 0, 0)).is_err());
@@ -348,6 +399,12 @@ mod tests {
         // 1600 ± 18 and 500 ± 19; five standard deviations.
         assert!((1510..1690).contains(&jittered) && (405..595).contains(&grey), "{jittered} {grey}");
         assert_eq!(orders.len(), 24);
+        let size = ImageSize { height: 100, width: 300 };
+        let blurred: Augment = "blur=0.25".parse().unwrap();
+        let widths: Vec<f32> =
+            (0..2000).filter_map(|index| blurred.blur(size, &mut Augment::rng(0, 0, index))).collect();
+        assert!((405..595).contains(&widths.len()), "{}", widths.len());
+        assert!(widths.iter().all(|width| (0.05..2.0).contains(width)));
         let hue = Some(ColorJitter { brightness: 0.0, contrast: 0.0, saturation: 0.0, hue: 0.1, probability: 1.0 });
         let steps = Augment { jitter: hue, ..Augment::default() }.colors(&mut Augment::rng(0, 0, 0));
         assert!(matches!(steps[..], [ColorStep::Hue(_)]), "{steps:?}");

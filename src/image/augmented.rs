@@ -1,6 +1,6 @@
 //! Training images: what is kept of an image between epochs, and its random view in one of them.
 //!
-//! The order is torchvision's: crop, flip, jitter, grey, all on 8 bits, then the processor's rescaling and normalisation.
+//! The order is torchvision's: crop, flip, jitter, grey, blur, all on 8 bits, then the processor's rescaling and normalisation.
 
 use ::image::RgbImage;
 use rand::Rng;
@@ -66,12 +66,15 @@ impl ImageProcessor {
                 )
             }
         };
-        let colors = augment.colors(rng);
-        if colors.is_empty() {
+        let (colors, blur) = (augment.colors(rng), augment.blur(size, rng));
+        if colors.is_empty() && blur.is_none() {
             return Ok(self.render(image, &view, size, padding));
         }
         let mut shown = cut(image, &view, size, padding);
         colors.into_iter().for_each(|step| step.apply(&mut shown));
+        if let Some(sigma) = blur {
+            shown = ::image::imageops::blur(&shown, sigma);
+        }
         let whole = View { top: 0, left: 0, flip: view.flip };
         Ok(self.render(&shown, &whole, size, padding))
     }
@@ -116,6 +119,7 @@ fn cut(image: &RgbImage, view: &View, size: ImageSize, padding: [u8; CHANNELS]) 
 
 #[cfg(test)]
 mod tests {
+    use super::super::augment::Blur;
     use super::*;
 
     #[test]
@@ -136,5 +140,21 @@ mod tests {
         let thin = ImageSize { height: 1000, width: 10 };
         let part = ResizedCrop::default().draw(thin, &mut Augment::rng(0, 0, 0));
         assert_eq!((part.top, part.left, part.height, part.width), (493, 0, 13, 10));
+    }
+
+    #[test]
+    fn blur_takes_details_and_leaves_the_mean() {
+        let board = RgbImage::from_fn(64, 64, |x, y| ::image::Rgb([if (x / 2 + y / 2) % 2 == 0 { 255 } else { 0 }; 3]));
+        let processor = ImageProcessor::new(ImageProcessorConfig::clip().with_image_size(64).unwrap()).unwrap();
+        let contrast = |blur| {
+            let augment = Augment { blur, ..Augment::default() };
+            let pixels = processor.augmented(&board, &augment, &mut Augment::rng(0, 0, 1)).unwrap();
+            let values = pixels.data();
+            let mean = values.iter().sum::<f32>() / values.len() as f32;
+            (mean, values.iter().map(|v| (v - mean).abs()).sum::<f32>() / values.len() as f32)
+        };
+        let ((sharp_mean, sharp), (mean, blurred)) =
+            (contrast(None), contrast(Some(Blur { probability: 1.0, sigma: (0.02, 0.02) })));
+        assert!(blurred < 0.8 * sharp && (mean - sharp_mean).abs() < 0.02, "{sharp} {blurred} {sharp_mean} {mean}");
     }
 }

@@ -40,7 +40,7 @@ mod resize;
 mod rgb;
 mod source;
 
-pub use augment::{Augment, CropChoice, Flip, FlipChoice, ResizedCrop, View};
+pub use augment::{Augment, Blur, CropChoice, Flip, FlipChoice, ResizedCrop, View};
 pub use color::{ColorJitter, ColorStep};
 pub use config::{CropRounding, ImageProcessorConfig, ImageSize, Normalize, Resize, ResizeTo, Transparency};
 pub use decode::{DecodeOptions, ImageInput, Orientation, decode};

@@ -57,6 +57,9 @@ pub struct TrainConfig {
     pub workers: usize,
     /// Random views of the training images.
     pub augment: Augment,
+    /// How many different random views an image has, after which they come again; `None` for a new one in each epoch. With a
+    /// [teacher](super::TeacherView) that sees the same views it looks at each of them once.
+    pub views: Option<usize>,
     /// The share of the patches that a trained image tower looks at in a step ([`PatchDropout`](crate::towers::PatchDropout)); 1 for
     /// all. Evaluation looks at all.
     pub patch_keep: f64,
@@ -114,6 +117,7 @@ impl Default for TrainConfig {
             seed: 0,
             workers: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             augment: Augment::default(),
+            views: None,
             patch_keep: 1.0,
             broken_images: Tolerance::default(),
             image_cache_bytes: 256 << 20,
@@ -147,6 +151,9 @@ impl TrainConfig {
         }
         PatchDropout::new(self.patch_keep, Vec::new())?;
         self.early_stop.as_ref().map_or(Ok(()), EarlyStop::check)?;
+        if self.views == Some(0) {
+            return Err(Error::argument("views", "is 0; at least 1 is needed, or none for a new one in each epoch"));
+        }
         if self.micro_batch == Some(0) {
             return Err(Error::argument("micro_batch", "is 0; at least 1 is needed, or none for the whole batch"));
         }
@@ -166,6 +173,11 @@ impl TrainConfig {
     /// Steps in one epoch.
     pub(super) fn steps_per_epoch(&self, images: usize) -> usize {
         images / self.batch_size / self.accumulate
+    }
+
+    /// Which of an image's views an epoch shows.
+    pub(super) fn view_of(&self, epoch: usize) -> usize {
+        self.views.map_or(epoch, |views| epoch % views)
     }
 
     /// What two runs must have in common for one to go on where the other stopped.
@@ -197,6 +209,7 @@ mod tests {
         assert!(config.steps(3).unwrap_err().to_string().contains("3 training images"));
         assert!(TrainConfig { epochs: 0, ..config.clone() }.steps(8).is_err());
         assert!(TrainConfig { workers: 0, ..config.clone() }.steps(8).is_err());
+        assert!(TrainConfig { views: Some(0), ..config.clone() }.steps(8).is_err());
         assert!(TrainConfig { batch_size: 1, ..config }.steps(8).is_err());
     }
 }

@@ -73,6 +73,11 @@ impl Kept {
         Ok((indices, rows))
     }
 
+    /// How many training inputs there are, with a row or without.
+    pub(super) fn train_len(&self) -> usize {
+        self.train.len()
+    }
+
     /// The training inputs without a row, and why.
     pub(super) fn broken(&self) -> &[(usize, String)] {
         &self.broken
@@ -160,8 +165,8 @@ impl Images {
         match self {
             Self::Kept(kept) => Ok(EpochImages::Kept(kept)),
             Self::Files(images) => {
-                let (images, seed) = (images.clone(), config.seed);
-                let job = move |i| readable(images.view(i, seed, epoch));
+                let (images, seed, view) = (images.clone(), config.seed, config.view_of(epoch));
+                let job = move |i| readable(images.view(i, seed, view));
                 let TrainConfig { batch_size, workers, patch_keep: keep, .. } = *config;
                 let config = LoaderConfig { batch_size, workers, prefetch: 2, last: LastBatch::Drop };
                 let draws = Draws { keep, seed, epoch };
@@ -334,13 +339,13 @@ pub(super) struct ResizedImages {
 }
 
 impl ResizedImages {
-    fn new(processor: ImageProcessor, augment: Augment, sources: Vec<ImageSource>, budget: usize) -> Self {
+    pub(super) fn new(processor: ImageProcessor, augment: Augment, sources: Vec<ImageSource>, budget: usize) -> Self {
         let kept = sources.iter().map(|_| OnceLock::new()).collect();
         Self { processor, augment, sources, kept, bytes: AtomicUsize::new(0), budget }
     }
 
-    /// The pixel values of image `i` in the view that it has in `epoch`.
-    fn view(&self, i: usize, seed: u64, epoch: usize) -> Result<PixelArray> {
+    /// The pixel values of image `i` in its view `number`.
+    pub(super) fn view(&self, i: usize, seed: u64, number: usize) -> Result<PixelArray> {
         let read;
         let resized = match self.kept[i].get() {
             Some(resized) => resized,
@@ -354,7 +359,7 @@ impl ResizedImages {
                 &read
             }
         };
-        let mut rng = Augment::rng(seed, epoch as u64, i as u64);
+        let mut rng = Augment::rng(seed, number as u64, i as u64);
         self.processor.augmented(resized, &self.augment, &mut rng)
     }
 }

@@ -50,26 +50,37 @@ pub(super) fn pool_images(
     workers: usize,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Tensor> {
-    pool_readable(model, images, workers, &mut |_, error| Err(error), progress)
+    let (processor, sources) = (model.image_encoder().processor().clone(), images.to_vec());
+    let read = move |i: usize| processor.preprocess(&sources[i]);
+    pool_readable(model, images.len(), read, workers, &mut |_, error| Err(error), progress)
 }
 
-/// Like [`pool_images`], but `broken` may pass over images that cannot be read, which then have no row.
+/// The outputs of `count` images whose pixel values `read` gives, all of which can be read.
+pub(super) fn pool_pixels(
+    model: &ClipModel,
+    count: usize,
+    read: impl Fn(usize) -> Result<PixelArray> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    pool_readable(model, count, read, 1, &mut |_, error| Err(error), &mut |_| {})
+}
+
+/// The outputs of `count` images whose pixel values `read` gives; `broken` may pass over those that cannot be read, which then have
+/// no row.
 ///
 /// # Shapes
 /// N images → (number that can be read, E).
 fn pool_readable(
     model: &ClipModel,
-    images: &[ImageSource],
+    count: usize,
+    read: impl Fn(usize) -> Result<PixelArray> + Send + Sync + 'static,
     workers: usize,
     broken: &mut dyn FnMut(usize, Error) -> Result<()>,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Tensor> {
     let encoder = model.image_encoder();
-    let (processor, sources) = (encoder.processor().clone(), images.to_vec());
     let config = LoaderConfig { batch_size: IMAGES, workers, prefetch: 2, last: LastBatch::Keep };
-    let job = move |i: usize| readable(processor.preprocess(&sources[i]));
-    let loader = BatchLoader::new((0..images.len()).collect(), config, job)?;
-    let (mut rows, mut done) = (Vec::with_capacity(images.len().div_ceil(IMAGES)), 0);
+    let loader = BatchLoader::new((0..count).collect(), config, move |i| readable(read(i)))?;
+    let (mut rows, mut done) = (Vec::with_capacity(count.div_ceil(IMAGES)), 0);
     for batch in loader {
         let mut arrays = Vec::with_capacity(IMAGES);
         for image in batch? {
@@ -83,7 +94,7 @@ fn pool_readable(
             let pixel_values = PixelArray::stack(&arrays, encoder.device())?;
             rows.push(encoder.pooled_detached(&pixel_values)?);
         }
-        progress(&Progress::Pooling { half: Half::Image, done, total: images.len() });
+        progress(&Progress::Pooling { half: Half::Image, done, total: count });
     }
     if rows.is_empty() {
         return Err(Error::argument("images", "there is none that can be read; give at least one"));
@@ -91,7 +102,7 @@ fn pool_readable(
     Ok(Tensor::cat(&rows, 0)?)
 }
 
-/// Like [`pool_readable`], as far as the recipe allows: gives the outputs, and the images that have none with what is wrong with them.
+/// Like [`pool_images`], as far as the recipe allows: gives the outputs, and the images that have none with what is wrong with them.
 /// The share that may be broken is one of `total` images.
 pub(super) fn pool_tolerated(
     model: &ClipModel,
@@ -100,13 +111,29 @@ pub(super) fn pool_tolerated(
     total: usize,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<(Tensor, Vec<(usize, Error)>)> {
+    let (processor, sources) = (model.image_encoder().processor().clone(), images.to_vec());
+    let read = move |i: usize| processor.preprocess(&sources[i]);
+    pool_views(model, images, images.len(), read, config, total, progress)
+}
+
+/// Like [`pool_tolerated`] for the `count` inputs that `read` gives; input `i` is a view of image `i % N`.
+pub(super) fn pool_views(
+    model: &ClipModel,
+    images: &[ImageSource],
+    count: usize,
+    read: impl Fn(usize) -> Result<PixelArray> + Send + Sync + 'static,
+    config: &TrainConfig,
+    total: usize,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<(Tensor, Vec<(usize, Error)>)> {
     let (mut counted, mut without) = (Broken::new(config.broken_images, total), Vec::new());
     let mut broken = |i: usize, error: Error| {
-        counted.note(i, &images[i].to_string(), &reason(&error))?;
+        let image = i % images.len();
+        counted.note(image, &images[image].to_string(), &reason(&error))?;
         without.push((i, error));
         Ok(())
     };
-    let rows = pool_readable(model, images, config.workers, &mut broken, progress)?;
+    let rows = pool_readable(model, count, read, config.workers, &mut broken, progress)?;
     Ok((rows, without))
 }
 

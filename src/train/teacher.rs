@@ -3,20 +3,22 @@
 //!
 //! The teacher has its own image size and its own tokenizer, so it reads files and captions itself. Where it sees every image
 //! as it is ([`TeacherView::Plain`]) it runs once over all images and all different captions, (N,D′) and (M,D′), f32; a step
-//! then chooses rows. They can be kept in a file: a second run has its teacher for nothing. An image that the teacher cannot read
-//! is left out of the batch like one that the model cannot.
+//! then chooses rows. So it does where it sees the model's views and each image has K of them ([`TrainConfig::views`]): (K·N,D′),
+//! view by view. Rows can be kept in a file: a second run has its teacher for nothing. An image that the teacher cannot read is
+//! left out of the batch like one that the model cannot.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
 use super::broken::readable;
 use super::config::TrainConfig;
-use super::halves::{EpochImages, Images, Kept, distinct, places};
-use super::pooled::{embed_captions, pool_images, pool_tolerated, select};
+use super::halves::{EpochImages, Images, Kept, ResizedImages, distinct, places};
+use super::pooled::{embed_captions, pool_pixels, pool_views, select};
 use super::progress::Progress;
 use crate::data::Split;
-use crate::image::{Augment, ImageSource};
+use crate::image::{Augment, ImageSource, PixelArray};
 use crate::loss::Teacher;
 use crate::weights::save_safetensors;
 use crate::{ClipModel, Embeddings, Error, Result};
@@ -31,8 +33,8 @@ const CLOSE: f32 = 1e-3;
 pub struct TeacherConfig {
     /// What it sees of an image.
     pub view: TeacherView,
-    /// A file that keeps its rows of plain images and captions for the next run; made if it is not there, made anew if it is
-    /// another teacher's or of other data.
+    /// A file that keeps its rows of images and captions for the next run; made if it is not there, made anew if it is another
+    /// teacher's, of other data or of other views. Where the model sees new views in every epoch there is nothing to keep.
     pub cache: Option<PathBuf>,
 }
 
@@ -42,8 +44,9 @@ pub enum TeacherView {
     /// The image as in evaluation, whatever the model sees: the teacher runs once.
     #[default]
     Plain,
-    /// The model's view, drawn from the same random numbers (Beyer et al. 2022, arXiv 2106.05237, "consistent teaching"): the
-    /// teacher's image tower runs in every step. Windows agree as far as both processors resize to the same proportions.
+    /// The part of the image that the model sees, mirrored alike, drawn from the same random numbers (Beyer et al. 2022, arXiv
+    /// 2106.05237, "consistent teaching"), but in its own colours and sharp. Parts agree as far as both processors resize to
+    /// the same proportions. The teacher's image tower runs in every step, or once a view if [`TrainConfig::views`] says how many there are.
     Same,
 }
 
@@ -57,7 +60,11 @@ pub(super) struct TeacherData {
 }
 
 enum TeacherImages {
-    Rows(Kept),
+    /// Rows of all `images`, then those of their second views, and so on.
+    Rows {
+        kept: Kept,
+        images: usize,
+    },
     Views(Box<ClipModel>, Images),
 }
 
@@ -86,6 +93,7 @@ pub(super) struct SeenImages {
 /// One epoch of a teacher.
 pub(super) struct TeacherEpoch<'t> {
     data: &'t TeacherData,
+    view: usize,
     views: Option<(&'t ClipModel, EpochImages<'t>)>,
 }
 
@@ -104,23 +112,39 @@ impl TeacherData {
         let first = train.captions().iter().scan(0, |next, c| Some(std::mem::replace(next, *next + c.len()))).collect();
         let (texts, text_place) = distinct(&captions);
         let logit_scale = teacher.logit_scale()?;
-        if teaching.view == TeacherView::Same && config.augment != Augment::default() {
+        let windows = TrainConfig { augment: config.augment.windows(), ..config.clone() };
+        let same = teaching.view == TeacherView::Same && windows.augment != Augment::default();
+        if same && config.views.is_none() {
+            if teaching.cache.is_some() {
+                let message = "cannot keep rows of views that are new in every epoch; say how many views an image has";
+                return Err(Error::argument("cache", message));
+            }
             let texts = Rows { rows: embed_captions(&teacher, &texts, progress)?.tensor()?, place: text_place };
-            let images = Images::new(&teacher, config, images, &[], progress)?;
+            let images = Images::new(&teacher, &windows, images, &[], progress)?;
             return Ok(Self { images: TeacherImages::Views(teacher.into(), images), texts, first, logit_scale });
         }
         let total = images.len();
-        let (images, image_place) = distinct(&images);
-        let inputs = Inputs { images: &images, total, texts: &texts, config };
+        let views = if same { config.views } else { None };
+        // Views are drawn by an image's index, so that even of one file they differ.
+        let (images, places) = match views {
+            Some(views) => (images, (0..(total * views) as u32).collect()),
+            None => distinct(&images),
+        };
+        let inputs = Inputs { images: &images, views, total, texts: &texts, config: &windows };
         let Made { images, without, texts } = inputs.rows(&teacher, teaching.cache.as_deref(), progress)?;
-        let images = TeacherImages::Rows(Kept::of(images.tensor()?, without, &image_place, &[])?);
+        let kept = Kept::of(images.tensor()?, without, &places, &[])?;
+        let images = TeacherImages::Rows { kept, images: total };
         Ok(Self { images, texts: Rows { rows: texts.tensor()?, place: text_place }, first, logit_scale })
     }
 
     /// The training images that the teacher is known not to be able to read, and why.
     pub(super) fn broken(&self) -> &[(usize, String)] {
         match &self.images {
-            TeacherImages::Rows(kept) => kept.broken(),
+            // Who cannot be read once cannot be read in another view.
+            TeacherImages::Rows { kept, images } => {
+                let broken = kept.broken();
+                &broken[..broken.partition_point(|(i, _)| i < images)]
+            }
             TeacherImages::Views(_, images) => images.broken(),
         }
     }
@@ -128,10 +152,10 @@ impl TeacherData {
     /// Starts an epoch that visits the images in `order`.
     pub(super) fn epoch(&self, config: &TrainConfig, epoch: usize, order: &[usize]) -> Result<TeacherEpoch<'_>> {
         let views = match &self.images {
-            TeacherImages::Rows(_) => None,
+            TeacherImages::Rows { .. } => None,
             TeacherImages::Views(teacher, images) => Some((&**teacher, images.epoch(config, epoch, order)?)),
         };
-        Ok(TeacherEpoch { data: self, views })
+        Ok(TeacherEpoch { data: self, view: config.view_of(epoch), views })
     }
 }
 
@@ -144,8 +168,10 @@ impl TeacherEpoch<'_> {
                 let rows = next.images.map(|images| images.embeds_detached(teacher)).transpose()?;
                 Ok(SeenImages { indices: next.indices, rows, broken: next.broken })
             }
-            (TeacherImages::Rows(kept), None) => {
-                let (indices, rows) = kept.readable(indices)?;
+            (TeacherImages::Rows { kept, images }, None) => {
+                let first = if kept.train_len() > *images { self.view * images } else { 0 };
+                let (rows_of, rows) = kept.readable(&indices.iter().map(|i| first + i).collect::<Vec<_>>())?;
+                let indices = rows_of.into_iter().map(|i| i - first).collect();
                 Ok(SeenImages { indices, rows, broken: Vec::new() })
             }
             (TeacherImages::Views(..), None) => Err(Error::argument("teacher", "its epoch has no views")),
@@ -165,9 +191,10 @@ impl TeacherEpoch<'_> {
     }
 }
 
-/// What a teacher is run on: different images, of which the training set has `total`, and different texts.
+/// What a teacher is run on: images, of which the training set has `total`, as they are or in so many views, and different texts.
 struct Inputs<'i> {
     images: &'i [ImageSource],
+    views: Option<usize>,
     total: usize,
     texts: &'i [&'i str],
     config: &'i TrainConfig,
@@ -189,7 +216,8 @@ impl Inputs<'_> {
         {
             return Ok(found);
         }
-        let (pooled, without) = pool_tolerated(teacher, self.images, self.config, self.total, progress)?;
+        let (count, read) = (self.count(), self.reader(teacher));
+        let (pooled, without) = pool_views(teacher, self.images, count, read, self.config, self.total, progress)?;
         let images = Embeddings::from_features(&teacher.project_image(&pooled)?)?;
         let texts = embed_captions(teacher, self.texts, progress)?;
         if let Some(path) = cache {
@@ -204,14 +232,31 @@ impl Inputs<'_> {
         Ok(Made { images, without, texts })
     }
 
-    /// What distinguishes these inputs from others: the images' names, the lengths of those that are files, and the texts.
+    /// How many pixel values there are to look at.
+    fn count(&self) -> usize {
+        self.images.len() * self.views.unwrap_or(1)
+    }
+
+    /// Pixel values by their number.
+    fn reader(&self, teacher: &ClipModel) -> impl Fn(usize) -> Result<PixelArray> + Send + Sync + use<> {
+        let (processor, sources) = (teacher.image_encoder().processor().clone(), self.images.to_vec());
+        let TrainConfig { augment, image_cache_bytes, seed, .. } = *self.config;
+        let (count, views) = (sources.len(), self.views.is_some());
+        let augment = if views { augment } else { Augment::default() };
+        let images =
+            Arc::new(ResizedImages::new(processor, augment, sources, if views { image_cache_bytes } else { 0 }));
+        move |i| images.view(i % count, seed, i / count)
+    }
+
+    /// What distinguishes these inputs from others: the images' names, the lengths of those that are files, their views, and the texts.
     fn key(&self) -> i64 {
         let bytes = |image: &ImageSource| match image {
             ImageSource::File(path) => std::fs::metadata(path).map_or(0, |found| found.len()),
             ImageSource::Stored(..) => 0,
         };
         let images = self.images.iter().map(|image| format!("{image}\0{}\n", bytes(image)));
-        let all = images.chain(self.texts.iter().map(|text| format!("{text}\n")));
+        let views = self.views.map(|views| format!("{views} {:?} {}", self.config.augment, self.config.seed));
+        let all = images.chain(self.texts.iter().map(|text| format!("{text}\n"))).chain(views);
         crate::random::hash(all.flat_map(String::into_bytes)).cast_signed()
     }
 
@@ -225,14 +270,17 @@ impl Inputs<'_> {
         let (images, texts, found) = (take(IMAGES)?, take(TEXTS)?, take(KEY)?);
         let Some(without) = self.still_broken(teacher, tensors.remove(WITHOUT))? else { return Ok(None) };
         let shape = |t: &Tensor, count: usize| t.dtype() == DType::F32 && t.rank() == 2 && t.dims()[0] == count;
-        let fits = shape(&images, self.images.len() - without.len()) && shape(&texts, self.texts.len());
+        let fits = without.len() < self.count()
+            && shape(&images, self.count() - without.len())
+            && shape(&texts, self.texts.len());
         if !fits || found.dtype() != DType::I64 || found.flatten_all()?.to_vec1::<i64>()? != [key] {
             return Ok(None);
         }
         let (images, texts) = (Embeddings::from_features(&images)?, Embeddings::from_features(&texts)?);
-        let has_row = |(i, _): &(usize, &ImageSource)| without.binary_search_by_key(i, |(broken, _)| *broken).is_err();
-        let first = self.images.iter().enumerate().filter(has_row).map(|(_, image)| image.clone());
-        let pooled = pool_images(teacher, &first.take(CHECKED_ROWS).collect::<Vec<_>>(), 1, &mut |_| {})?;
+        let has_row = |i: &usize| without.binary_search_by_key(i, |(broken, _)| *broken).is_err();
+        let first: Vec<usize> = (0..self.count()).filter(has_row).take(CHECKED_ROWS).collect();
+        let read = self.reader(teacher);
+        let pooled = pool_pixels(teacher, first.len(), move |i| read(first[i]))?;
         let ours = Embeddings::from_features(&teacher.project_image(&pooled)?)?;
         let some_texts = &self.texts[..self.texts.len().min(CHECKED_ROWS)];
         let same = agree(&ours, &images) && agree(&embed_captions(teacher, some_texts, &mut |_| {})?, &texts);
@@ -246,12 +294,14 @@ impl Inputs<'_> {
             Some(_) => return Ok(None),
             None => Vec::new(),
         };
-        let mut without = Vec::with_capacity(indices.len());
+        let (read, mut without) = (self.reader(teacher), Vec::with_capacity(indices.len()));
         for index in indices {
             let index = usize::try_from(index).unwrap_or(usize::MAX);
             let rises = without.last().is_none_or(|&(last, _)| last < index);
-            let Some(image) = self.images.get(index).filter(|_| rises) else { return Ok(None) };
-            match readable(teacher.image_encoder().processor().preprocess(image))? {
+            if index >= self.count() || !rises {
+                return Ok(None);
+            }
+            match readable(read(index))? {
                 Ok(_) => return Ok(None),
                 Err(error) => without.push((index, error)),
             }

@@ -9,7 +9,7 @@ use diptych::loss::{DistillLoss, Loss, Pairs, Teacher};
 use diptych::train::{Half, Progress, TeacherConfig, TeacherView, TrainConfig, TrainData, Trainer};
 
 use crate::common::Golden;
-use crate::{COUNT, Setting, config, golden, student, values};
+use crate::{COUNT, Setting, config, distance, golden, student, values};
 
 /// Another architecture, image size and tokenizer than the student's.
 fn teacher() -> ClipModel {
@@ -169,4 +169,32 @@ fn a_teacher_may_see_the_views_that_its_student_sees() {
     let same = run(TeacherView::Same, 1);
     assert!(same != run(TeacherView::Plain, 1));
     assert!(same == run(TeacherView::Same, 4), "the number of workers matters");
+}
+
+#[test]
+fn a_teacher_looks_once_at_views_that_come_again() {
+    let setting = Setting::new();
+    let cache = setting.path().join("rows.safetensors");
+    let run = |views, epochs, cache| {
+        let (model, mut asked) = (student(), 0);
+        let recipe = TrainConfig { augment: "resized-crop=0.3,flip".parse().unwrap(), views, ..distilling(epochs) };
+        let teaching = TeacherConfig { view: TeacherView::Same, cache };
+        let trainer = Trainer::new(&model, recipe).unwrap().with_teacher(&teacher(), teaching);
+        let count = |p: &Progress| asked += usize::from(matches!(p, Progress::Pooling { half: Half::Image, .. }));
+        trainer.fit(&setting.split, setting.path(), None, count)?;
+        Ok::<_, diptych::Error>((model, asked))
+    };
+    // As long as no view comes again, it is no matter when the teacher looks.
+    let (kept, _) = run(Some(3), 3, None).unwrap();
+    let (live, _) = run(None, 3, None).unwrap();
+    assert!(distance(&kept, &live) < 1e-5, "{}", distance(&kept, &live));
+    // When they come again, it is.
+    let (again, asked) = run(Some(2), 3, Some(cache.clone())).unwrap();
+    assert!(distance(&again, &live) > 1e-4 && asked > 0);
+    let (read, asked) = run(Some(2), 3, Some(cache.clone())).unwrap();
+    assert!(values(&read) == values(&again) && asked == 0);
+    // Other views are made anew, and views without number cannot be kept.
+    assert!(run(Some(3), 3, Some(cache.clone())).unwrap().1 > 0);
+    let error = run(None, 3, Some(cache)).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("how many views"), "{error}");
 }
