@@ -36,7 +36,7 @@ pub struct Strategy {
     /// How far from 0 and 1 the targets are
     #[arg(long, default_value_t = 0.0, value_name = "X")]
     pub label_smoothing: f64,
-    /// Pairs of a batch with the same caption belong together
+    /// Pairs of a batch with the same caption belong together; --loss clip learns the same either way
     #[arg(long)]
     pub duplicates_match: bool,
     /// Rows whose activations are in memory at a time; the gradients are the whole batch's [default: all]

@@ -71,7 +71,8 @@ pub struct TrainConfig {
     pub early_stop: Option<EarlyStop>,
 }
 
-/// What two pairs of a batch with the same caption are to each other.
+/// What two pairs of a batch with the same caption are to each other. To the plain cross-entropy that is all the same
+/// ([`Loss::sees_duplicates`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Duplicates {
     /// Strangers, as in CLIP's loss.
