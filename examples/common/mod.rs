@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each program uses its share
 
 mod allocator;
+mod options;
 mod outputs;
 
 use std::path::{Path, PathBuf};
@@ -32,7 +33,7 @@ pub fn exit(outcome: Outcome<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", options::told(&*error));
             ExitCode::FAILURE
         }
     }
