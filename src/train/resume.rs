@@ -70,7 +70,7 @@ impl Trainer<'_> {
             let message = format!("is of another recipe ({changed}); go on with its recipe, or choose another folder");
             return Err(Error::file(&path, message));
         }
-        // Checkpoints of version 0.1.0 do not say of what data they are.
+        // Older checkpoints do not say of what data they are.
         if place.data.is_some_and(|then| then != data.fingerprint) {
             let message = "is of other training data: names of images or captions differ; go on with the data it began with, or \
                            choose another folder";
