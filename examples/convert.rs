@@ -54,6 +54,12 @@ fn run(args: &Args) -> Outcome<()> {
         Some(To::OpenClip) => ModelLayout::OpenClip,
         Some(To::Diptych) | None => ModelLayout::Diptych,
     };
+    let same = || Some(std::fs::canonicalize(&args.model).ok()? == std::fs::canonicalize(&args.out).ok()?);
+    if args.quantize.as_deref() == Some("int8") && same() == Some(true) {
+        let message =
+            "integers would take the place of the floats, which they cannot be turned back into; choose another OUT";
+        return Err(format!("{}: {message}", args.out.display()).into());
+    }
     let mut loader = args.machine.loader()?;
     if let Some(name) = &args.dtype {
         loader = loader.dtype(dtype("--dtype", name)?).dequantize();

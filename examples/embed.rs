@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::{Machine, Outcome, dtype, exit, keep_freed_memory, lines, progress};
+use common::{Machine, Outcome, check_file, dtype, exit, holds_only, keep_freed_memory, lines, progress};
 use diptych::candle::{D, Tensor};
 use diptych::image::ImageInput;
 use diptych::towers::Collect;
@@ -50,6 +50,18 @@ struct Args {
 /// What is written, by name.
 type Tensors = Vec<(&'static str, Tensor)>;
 
+/// All names there are, by which a file of this program is known.
+const NAMES: [&str; 8] = [
+    "image_embeds",
+    "text_embeds",
+    "image_features",
+    "text_features",
+    "pixel_values",
+    "input_ids",
+    "attention_mask",
+    "logits_per_image",
+];
+
 fn main() -> ExitCode {
     exit(run(&Args::parse()))
 }
@@ -63,6 +75,7 @@ fn run(args: &Args) -> Outcome<()> {
     if args.image.is_empty() && texts.is_empty() {
         return Err("nothing to embed; give --image, --text or --texts-from".into());
     }
+    check_file("--out", &args.out, "file of embeddings", |path| holds_only(path, &NAMES))?;
     let loader = args.machine.loader()?.dtype(dtype("--dtype", &args.dtype)?).trainable(false);
     let mut out = Tensors::new();
     match loader.load(&args.model)? {

@@ -2,12 +2,12 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{ArgGroup, Parser};
-use common::{Machine, Outcome, exit, keep_freed_memory, progress, say};
+use common::{Machine, Outcome, check_file, exit, keep_freed_memory, progress, say};
 use diptych::adapt::{LinearProbe, ProbeConfig};
 use diptych::candle::Tensor;
 use diptych::data::{LabelledImages, LabelledSplit, PairDataset};
@@ -32,9 +32,9 @@ struct Args {
     /// The folder that image names are relative to [default: the CSV file's]
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// The split to measure
-    #[arg(long, default_value = "test")]
-    split: String,
+    /// The split to measure [default: test, or all rows of a file without splits]
+    #[arg(long, value_name = "NAME")]
+    split: Option<String>,
     /// A prompt with {} for the class name; several are averaged [default: "a photo of a {}"]
     #[arg(long, value_name = "PROMPT", conflicts_with = "captions")]
     template: Vec<Template>,
@@ -77,9 +77,24 @@ fn load(args: &Args) -> Outcome<ClipModel> {
     Ok(args.machine.loader()?.trainable(false).clip(&args.model)?)
 }
 
-fn retrieval(args: &Args, csv: &std::path::Path) -> Outcome<()> {
+/// The split that the options ask for, of a file with the splits `names`.
+fn chosen<T>(
+    args: &Args,
+    names: &[String],
+    split: impl FnOnce(&str) -> diptych::Result<T>,
+    all: impl FnOnce() -> T,
+) -> Outcome<T> {
+    if args.split.is_none() && names.is_empty() {
+        eprintln!("no column split, so all rows are measured");
+        return Ok(all());
+    }
+    Ok(split(args.split.as_deref().unwrap_or("test"))?)
+}
+
+fn retrieval(args: &Args, csv: &Path) -> Outcome<()> {
     let start = Instant::now();
-    let split = PairDataset::open(csv)?.split(&args.split)?;
+    let data = PairDataset::open(csv)?;
+    let split = chosen(args, data.split_names(), |name| data.split(name), || data.all())?;
     let folder = split.image_folder(args.images.as_deref());
     split.check_images(&folder)?;
     let model = load(args)?;
@@ -102,9 +117,9 @@ fn retrieval(args: &Args, csv: &std::path::Path) -> Outcome<()> {
     say(line("image→text", &report.image_to_text))
 }
 
-fn classification(args: &Args, csv: &std::path::Path) -> Outcome<()> {
-    let dataset = LabelledImages::from_csv(csv)?;
-    let split = dataset.split(&args.split)?;
+fn classification(args: &Args, csv: &Path) -> Outcome<()> {
+    let dataset = classes(csv)?;
+    let split = chosen(args, dataset.split_names(), |name| dataset.split(name), || dataset.all())?;
     let folder = dataset.image_folder(args.images.as_deref());
     split.check_images(&folder)?;
     for (name, _) in &args.class_name {
@@ -133,10 +148,30 @@ fn print(args: &Args, report: ZeroShotReport) -> Outcome<()> {
     say(format!("top-1 {:.1}  top-5 {:.1}", report.top1, report.top5))
 }
 
-/// A linear layer on the features of the split train, measured on the other.
-fn probe(args: &Args, csv: &std::path::Path) -> Outcome<()> {
+/// Labelled images of two classes at least: among one, every answer is right.
+fn classes(csv: &Path) -> Outcome<LabelledImages> {
     let dataset = LabelledImages::from_csv(csv)?;
-    let (train, test) = (dataset.split("train")?, dataset.split(&args.split)?);
+    match dataset.folders() {
+        [one] => Err(format!("{}: all rows are of the class '{one}'; two at least are needed", csv.display()).into()),
+        _ => Ok(dataset),
+    }
+}
+
+/// A linear layer on the features of the split train, measured on the other.
+fn probe(args: &Args, csv: &Path) -> Outcome<()> {
+    if let Some(path) = &args.probe_out {
+        check_file("--probe-out", path, "linear probe", |path| LinearProbe::load(path).is_ok())?;
+    }
+    let measured = args.split.as_deref().unwrap_or("test");
+    if measured == "train" {
+        return Err("--split train: --probe is fitted to these rows; measure it on others, such as --split test".into());
+    }
+    let dataset = classes(csv)?;
+    if dataset.split_names().is_empty() {
+        let message = "has no column 'split'; --probe needs one with 'train' to fit to and another to measure on";
+        return Err(format!("{}: {message}", csv.display()).into());
+    }
+    let (train, test) = (dataset.split("train")?, dataset.split(measured)?);
     let folder = dataset.image_folder(args.images.as_deref());
     train.check_images(&folder)?;
     test.check_images(&folder)?;

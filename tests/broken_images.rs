@@ -132,6 +132,32 @@ fn too_many_broken_images_stop_the_run_with_their_names() {
 }
 
 #[test]
+fn missing_images_count_as_broken_ones_unless_all_are_missing_or_one_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let split = make_data(folder.path(), &[11]);
+    for name in ["2.png", "5.png"] {
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+    }
+    for trainable in [|_: &str| true, is_head] {
+        let run = |broken_images, folder: &Path, measured: Option<&Split>| {
+            let model = model(trainable);
+            let config = TrainConfig { broken_images, ..config(2) };
+            Trainer::new(&model, config).unwrap().fit(&split, folder, measured, |_| {})
+        };
+        let report = run(Tolerance::default(), folder.path(), None).unwrap();
+        assert_eq!(names(&report), ["2.png", "5.png", "11.png"]);
+        assert!(report.skipped[0].reason.contains("no such file"), "{}", report.skipped[0]);
+        let error = run(Tolerance::NONE, folder.path(), None).unwrap_err().to_string();
+        assert!(error.contains("1 of 16 training images") && error.contains("2.png"), "{error}");
+        let error = run(Tolerance::default(), folder.path(), Some(&split)).unwrap_err().to_string();
+        assert!(error.contains("2 of 16 images are not there"), "{error}");
+        let elsewhere = tempfile::tempdir().unwrap();
+        let error = run(Tolerance { share: 1.0, at_least: 0 }, elsewhere.path(), None).unwrap_err().to_string();
+        assert!(error.contains("16 of 16 images are not there") && error.contains("give the folder"), "{error}");
+    }
+}
+
+#[test]
 fn a_batch_of_broken_images_alone_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let split = make_data(folder.path(), &(0..COUNT).collect::<Vec<_>>());

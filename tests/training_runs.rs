@@ -126,11 +126,7 @@ fn accumulated_batches_are_the_mean_of_their_gradients() {
 
 /// 40 steps with a checkpoint every 5, clipping, averages and augmentation: all that has a state.
 fn long_run(folder: &Path, checkpoints: Option<CheckpointConfig>, die_after: usize) -> ClipModel {
-    let split = make_data(folder);
-    let model = model(|_| true);
-    let optimizer = OptimizerConfig::AdamW(AdamWConfig { clip_norm: Some(1.0), ..AdamWConfig::default() });
-    let augment = "flip".parse().unwrap();
-    let config = TrainConfig { optimizer, augment, ema: Some(0.9), checkpoints, ..config(20) };
+    let (split, model, config) = (make_data(folder), model(|_| true), long_config(checkpoints));
     let note = |p: &Progress| {
         if matches!(p, Progress::Step(step) if step.step == die_after) {
             std::process::abort();
@@ -139,6 +135,11 @@ fn long_run(folder: &Path, checkpoints: Option<CheckpointConfig>, die_after: usi
     let report = Trainer::new(&model, config).unwrap().fit(&split, folder, None, note).unwrap();
     assert!(report.steps == 40 && report.loss.is_finite());
     model
+}
+
+fn long_config(checkpoints: Option<CheckpointConfig>) -> TrainConfig {
+    let optimizer = OptimizerConfig::AdamW(AdamWConfig { clip_norm: Some(1.0), ..AdamWConfig::default() });
+    TrainConfig { optimizer, augment: "flip".parse().unwrap(), ema: Some(0.9), checkpoints, ..config(20) }
 }
 
 fn checkpoints(folder: &Path, resume: bool) -> CheckpointConfig {
@@ -176,7 +177,13 @@ fn a_run_that_is_killed_goes_on_to_the_very_same_weights() {
     // Nor does another recipe go on from it.
     let changed = TrainConfig { checkpoints: Some(checkpoints(folder.path(), true)), ..fresh };
     let error = Trainer::new(&other, changed).unwrap().fit(&split, folder.path(), None, |_| {}).unwrap_err();
-    assert!(error.to_string().contains("another recipe"), "{error}");
+    assert!(error.to_string().contains("ema: Some(0.9) then, None now"), "{error}");
+    // Nor does a run on other data.
+    let captions = split.captions().iter().map(|of| vec![format!("{} too", of[0])]).collect();
+    let renamed = Split::new(split.images().to_vec(), captions).unwrap();
+    let config = long_config(Some(checkpoints(folder.path(), true)));
+    let error = Trainer::new(&other, config).unwrap().fit(&renamed, folder.path(), None, |_| {}).unwrap_err();
+    assert!(error.to_string().contains("other training data"), "{error}");
 
     let found = long_run(folder.path(), Some(checkpoints(folder.path(), true)), usize::MAX);
     assert!(values(&found) == expected, "the weights differ");

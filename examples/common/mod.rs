@@ -2,6 +2,8 @@
 #![allow(dead_code)] // each program uses its share
 
 mod allocator;
+mod options;
+mod outputs;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,22 +15,11 @@ use diptych::candle::{DType, Device};
 use diptych::image::{DecodeOptions, Orientation};
 use diptych::{ClipModel, Loader};
 use indicatif::{ProgressBar, ProgressStyle};
+#[allow(unused_imports)] // as above
+pub use outputs::{check_file, check_folder, holds_only, is_report};
 
 /// Any error, to be printed.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
-
-/// Fails at once where a folder, or a file with `file`, could not be made at the end of a long run.
-pub fn check_writable(option: &str, path: &Path, file: bool) -> Outcome<()> {
-    let parent = |path: &Path| path.parent().map(Path::to_path_buf).unwrap_or_default();
-    let start = if file { parent(path) } else { path.to_path_buf() };
-    let exists = |folder: &Path| folder.as_os_str().is_empty() || folder.is_dir();
-    let found =
-        if file { Some(&*start).filter(|folder| exists(folder)) } else { start.ancestors().find(|f| exists(f)) };
-    let Some(folder) = found else { return Err(format!("{option}: {} is no folder", start.display()).into()) };
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let written = tempfile::tempfile_in(folder).map(drop);
-    written.map_err(|error| format!("{option}: nothing can be written in {}: {error}", folder.display()).into())
-}
 
 /// Prints a line to standard output; a full disk or a closed pipe is an error, not a panic.
 pub fn say(line: impl std::fmt::Display) -> Outcome<()> {
@@ -42,7 +33,7 @@ pub fn exit(outcome: Outcome<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", options::told(&*error));
             ExitCode::FAILURE
         }
     }

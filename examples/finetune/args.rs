@@ -124,6 +124,14 @@ pub struct Args {
     pub machine: Machine,
 }
 
+impl Args {
+    /// Where the report goes, if there is one.
+    pub fn report(&self) -> Option<PathBuf> {
+        let beside = || Some(self.out.as_ref()?.join("report.html"));
+        self.reports.report.clone().or_else(beside)
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Tower {
     Text,

@@ -1,5 +1,6 @@
 //! The model that the options ask for, and which of its parameters are trained.
 
+use diptych::ops::{Packing, Weight};
 use diptych::{ClipModel, InputNorm, Loader, ProjectionConfig};
 
 use crate::args::{Args, Project, Tower};
@@ -45,6 +46,12 @@ fn projection(args: &Args) -> ProjectionConfig {
     projection
 }
 
+/// Whether any weights are integers.
+fn is_quantised(model: &ClipModel) -> bool {
+    let integers = |weight: &Weight| matches!(weight, Weight::Packed(packed) if packed.packing() == Packing::Int8);
+    model.parameters().weights().any(|(_, weight)| integers(weight))
+}
+
 /// The model with what the options freeze frozen, and with adapters where they are asked for.
 pub fn freeze(args: &Args, model: ClipModel) -> Outcome<ClipModel> {
     let names = model.parameters();
@@ -57,6 +64,15 @@ pub fn freeze(args: &Args, model: ClipModel) -> Outcome<ClipModel> {
             )
             .into());
         }
+    }
+    if args.strategy.lora.is_none() && is_quantised(&model) {
+        let folders = [&args.model, &args.text_encoder, &args.image_encoder].into_iter().flatten();
+        let folders = folders.map(String::as_str).collect::<Vec<_>>().join(" and ");
+        return Err(format!(
+            "{folders}: the weights are 8-bit integers, which are not trained; make floats of them (`convert {folders} FLOATS \
+             --quantize none`) and train those, or train adapters beside them (--lora 8)"
+        )
+        .into());
     }
     let model = args.strategy.adapt(model)?;
     let trained: Vec<String> = model.trainable().into_iter().map(|(name, _)| name).collect();

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use diptych::train::{Half, Progress, Step, StopReason};
+use diptych::train::{Half, Pitfall, Progress, Step, StopReason};
 use indicatif::ProgressBar;
 
 use crate::common::progress;
@@ -51,7 +51,14 @@ impl Display {
             Progress::Stopped { epoch, reason: StopReason::Canary } => {
                 self.say(&format!("stopped after epoch {epoch}: the canary lost too much"));
             }
-            Progress::Warning(warning) => self.say(&format!("warning: {warning}")),
+            Progress::PassedOver { reason, .. } => self.say(&format!("passed over a checkpoint: {reason}")),
+            Progress::Warning(warning) => {
+                let option = match warning.pitfall {
+                    Pitfall::DuplicateCaptions { .. } => " (--duplicates-match)",
+                    _ => "",
+                };
+                self.say(&format!("warning: {warning}{option}"));
+            }
             _ => {}
         }
     }

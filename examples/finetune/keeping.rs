@@ -28,7 +28,7 @@ pub struct Keeping {
     #[arg(long, value_name = "DIR", requires = "canary")]
     canary_images: Option<PathBuf>,
     /// Points of top-1 that the canary may lose [default: 5 in training, 1 for --wise-ft]
-    #[arg(long, value_name = "X", requires = "canary")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", requires = "canary")]
     canary_loss: Option<f64>,
     /// End after so many epochs without a better mean recall, on the split val if there is one; the best weights are left
     #[arg(long, value_name = "N")]
@@ -40,10 +40,10 @@ pub struct Keeping {
     #[arg(long, value_name = "DIR_OR_ID")]
     teacher: Option<String>,
     /// How much the likeness of the logits to the teacher's counts, beside the loss
-    #[arg(long, value_name = "X", default_value_t = 1.0, requires = "teacher")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 1.0, requires = "teacher")]
     distill_weight: f64,
     /// How much the likeness of the embeddings counts; they must be as wide as the teacher's
-    #[arg(long, value_name = "X", default_value_t = 0.0, requires = "teacher")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 0.0, requires = "teacher")]
     distill_features: f64,
     /// Learn from the teacher alone, not from which image belongs to which caption
     #[arg(long, requires = "teacher")]
@@ -58,7 +58,7 @@ pub struct Keeping {
     #[arg(long, value_name = "N")]
     views: Option<usize>,
     /// The share of an image's patches that the image tower looks at in a step
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 1.0)]
     pub patch_keep: f64,
 }
 

@@ -12,12 +12,13 @@ mod reading;
 mod reports;
 mod strategy;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use args::Args;
 use build::{build, freeze};
 use clap::Parser;
-use common::{Outcome, check_writable, dtype, exit, keep_freed_memory, say};
+use common::{Outcome, check_file, check_folder, dtype, exit, holds_only, is_report, keep_freed_memory, say};
 use data::{Rows, splits};
 use diptych::report::RunLog;
 use diptych::retrieval::RetrievalReport;
@@ -88,9 +89,14 @@ fn check_targets(args: &Args) -> Outcome<()> {
     }
     let folders = [("--lora-out", &args.strategy.lora_out), ("--checkpoints", &args.strategy.checkpoints)];
     for (option, folder) in folders {
-        folder.iter().try_for_each(|folder| check_writable(option, folder, false))?;
+        folder.iter().try_for_each(|folder| check_folder(option, folder))?;
     }
-    args.keeping.teacher_cache.iter().try_for_each(|file| check_writable("--teacher-cache", file, true))
+    if let Some(report) = args.report().filter(|report| args.reports.report.is_some() || report.exists()) {
+        check_file("--report", &report, "report of a run", is_report)?;
+    }
+    let rows = |path: &Path| holds_only(path, &["image_embeds", "text_embeds", "key", "without"]);
+    let cache = args.keeping.teacher_cache.as_deref();
+    cache.map_or(Ok(()), |file| check_file("--teacher-cache", file, "file of a teacher's rows", rows))
 }
 
 /// Trains, and tells of it; `before` is what the evaluation split says before the first step.

@@ -19,7 +19,7 @@ pub struct Reading {
     #[arg(long, value_name = "PROMPT")]
     template: Vec<Template>,
     /// Share of rows, and of training images, that may be unusable; they are left out and listed, and three always may
-    #[arg(long, default_value_t = 0.01, value_name = "X")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.01, value_name = "X")]
     max_broken: f64,
     /// MiB of decoded images that are kept in memory between epochs
     #[arg(long, default_value_t = 256, value_name = "MIB")]

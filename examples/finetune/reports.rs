@@ -35,12 +35,6 @@ pub struct Reports {
 impl Reports {
     /// The log that the options ask for.
     pub fn open(&self) -> Outcome<RunLog> {
-        if let Some(path) = &self.report {
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            if !folder.is_dir() {
-                return Err(format!("--report {}: there is no folder {}", path.display(), folder.display()).into());
-            }
-        }
         let mut log = RunLog::new();
         if let Some(path) = &self.log {
             log = log.json_lines(path)?;
@@ -72,8 +66,7 @@ pub struct Finished<'a> {
 impl Finished<'_> {
     /// Writes the report and the card, where the options ask for them.
     pub fn write(&self, display: &mut Display) -> Outcome<()> {
-        let beside = self.args.out.as_ref().map(|out| out.join("report.html"));
-        if let Some(path) = self.args.reports.report.clone().or(beside) {
+        if let Some(path) = self.args.report() {
             let gallery = self.gallery(display)?;
             let mut page = ReportPage::new(self.name(), self.log.history()).recipe(self.recipe()).command(command());
             if let Some(before) = self.before {

@@ -34,9 +34,9 @@ pub struct Strategy {
     #[arg(long, default_value = "clip")]
     pub loss: LossName,
     /// How far from 0 and 1 the targets are
-    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.0, value_name = "X")]
     pub label_smoothing: f64,
-    /// Pairs of a batch with the same caption belong together
+    /// Pairs of a batch with the same caption belong together; --loss clip learns the same either way
     #[arg(long)]
     pub duplicates_match: bool,
     /// Rows whose activations are in memory at a time; the gradients are the whole batch's [default: all]
@@ -61,10 +61,10 @@ pub struct Strategy {
     #[arg(long)]
     pub sgd: bool,
     /// By what each block's rate is multiplied to give that of the block before it
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1.0, value_name = "X")]
     pub layer_decay: f64,
     /// Decay of a moving average of the weights, which is then measured and saved [default: none]
-    #[arg(long, value_name = "X")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
     pub ema: Option<f64>,
     /// Where the run is kept, so that it can go on after a crash
     #[arg(long, value_name = "DIR")]

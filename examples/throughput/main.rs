@@ -15,7 +15,7 @@ use clap::Parser;
 use common::{Machine, Outcome, exit, keep_freed_memory, lines, peak_rss_mb, rounded, say};
 use diptych::candle::{Device, Tensor};
 use diptych::text::TokenBatch;
-use diptych::{ClipModel, Quantization};
+use diptych::{ClipModel, Embeddings, Quantization};
 
 /// Time a dual encoder.
 ///
@@ -34,8 +34,8 @@ struct Args {
     /// What to time, of: image,text,text77,files,memory,load,train [default: image, and text with --texts]
     #[arg(long, value_delimiter = ',')]
     what: Vec<String>,
-    /// Batch sizes
-    #[arg(long, value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u16).range(1..))]
+    /// Batch sizes [default: 1,8,32, and 32 for files]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
     batch: Vec<u16>,
     /// A file with a text a line
     #[arg(long, value_name = "FILE")]
@@ -58,6 +58,14 @@ struct Args {
     machine: Machine,
 }
 
+impl Args {
+    /// The batch sizes to time.
+    fn batches(&self) -> impl Iterator<Item = usize> {
+        let chosen = if self.batch.is_empty() { &[1, 8, 32][..] } else { &self.batch };
+        chosen.iter().map(|&batch| usize::from(batch))
+    }
+}
+
 /// How many texts and files are used.
 const TEXTS: usize = 256;
 const FILES: usize = 128;
@@ -74,7 +82,7 @@ fn run(args: &Args) -> Outcome<()> {
         }
         let rounds = args.rounds.map_or(5, usize::from);
         let loader = args.machine.loader()?;
-        return args.batch.iter().try_for_each(|&batch| args.training.run(&loader, &args.model, batch.into(), rounds));
+        return args.batches().try_for_each(|batch| args.training.run(&loader, &args.model, batch, rounds));
     }
     let what = match (&args.what, &args.texts) {
         (what, None) if what.iter().any(|what| what.starts_with("text")) => {
@@ -116,7 +124,7 @@ fn report_load(args: &Args, ms: f64) -> Outcome<()> {
 
 fn images(args: &Args, model: &ClipModel) -> Outcome<()> {
     let side = model.config().image.tower.image_size();
-    for batch in args.batch.iter().map(|&batch| usize::from(batch)) {
+    for batch in args.batches() {
         let pixels = Tensor::randn(0f32, 1.0, (batch, 3, side, side), &Device::Cpu)?;
         report(args, "image", batch, batch, |_| {
             model.project_image(&model.image_encoder().pooled_detached(&pixels)?)?;
@@ -137,7 +145,7 @@ fn read_texts(path: &Path) -> Outcome<Vec<String>> {
 
 fn texts(args: &Args, model: &ClipModel, what: &str, texts: &[String]) -> Outcome<()> {
     let encoder = model.text_encoder();
-    for batch in args.batch.iter().map(|&batch| usize::from(batch)) {
+    for batch in args.batches() {
         report(args, what, batch, batch, |round| {
             let chosen: Vec<&String> = (0..batch).map(|i| &texts[(round * batch + i) % texts.len()]).collect();
             let mut tokens = encoder.tokenize(&chosen)?;
@@ -166,9 +174,14 @@ fn padded(tokens: &TokenBatch, most: usize) -> Outcome<TokenBatch> {
 
 fn files(args: &Args, model: &ClipModel) -> Outcome<()> {
     let paths = image_files(args)?;
-    report(args, "files", 32, paths.len(), |_| {
-        model.embed_images(&paths)?;
-        Ok(())
+    let batches = if args.batch.is_empty() { vec![32] } else { args.batches().collect() };
+    batches.into_iter().try_for_each(|batch| {
+        let encoder = model.image_encoder().clone().with_batch_size(batch);
+        report(args, "files", batch, paths.len(), |_| {
+            let features = encoder.encode_iter(&paths).map(|pooled| model.project_image(&pooled?));
+            Embeddings::from_features(&Tensor::cat(&features.collect::<diptych::Result<Vec<_>>>()?, 0)?)?;
+            Ok(())
+        })
     })
 }
 

@@ -11,6 +11,8 @@ use crate::image::ImageSource;
 
 /// How many missing images an error names.
 const NAMED_MISSING: usize = 5;
+/// What to do where images are not there.
+const FOLDER_REMEDY: &str = "give the folder that holds the images";
 
 /// All images and captions of a data set, in every split; [`PairDataset::open`] reads one.
 #[derive(Debug, Clone)]
@@ -176,17 +178,48 @@ impl Split {
     /// # Errors
     /// [`File`](crate::ErrorKind::File) that counts the missing ones and names the first few.
     pub fn check_images(&self, folder: impl AsRef<Path>) -> Result<()> {
-        let files = self.images.iter().zip(&self.sources).filter(|(_, source)| source.is_none());
-        let files: Vec<&String> = files.map(|(image, _)| image).collect();
+        let files: Vec<&String> = self.files().map(|(_, image)| image).collect();
         if files.is_empty() { Ok(()) } else { check_files(folder.as_ref(), &files) }
+    }
+
+    /// The images that are no part of a shard and no file under `folder`, by their indices.
+    ///
+    /// # Errors
+    /// [`File`](crate::ErrorKind::File) if there is no such folder, or none of these images is in it.
+    pub(crate) fn missing_images(&self, folder: &Path) -> Result<Vec<usize>> {
+        let missing = self.files().filter(|(_, image)| !folder.join(image).is_file()).map(|(index, _)| index);
+        let missing: Vec<usize> = missing.collect();
+        if missing.len() == self.files().count() {
+            self.check_images(folder)?;
+        }
+        Ok(missing)
+    }
+
+    /// The images that are files of their own, with their indices.
+    fn files(&self) -> impl Iterator<Item = (usize, &String)> {
+        let all = self.images.iter().zip(&self.sources).enumerate();
+        all.filter(|(_, (_, source))| source.is_none()).map(|(index, (image, _))| (index, image))
+    }
+
+    /// A hash of the images' names and their captions, the same wherever the data lie.
+    pub(crate) fn fingerprint(&self) -> String {
+        let name = |image: &str, source: &Option<ImageSource>| match source {
+            // Within a shard, whose path may be another on another machine.
+            Some(_) => image.rsplit('/').next().unwrap_or_default().to_string(),
+            None => image.to_string(),
+        };
+        let names = self.images.iter().zip(&self.sources).map(|(image, source)| name(image, source));
+        let all = names.zip(&self.captions).map(|(name, captions)| format!("{name}\n{}\n\n", captions.join("\n")));
+        format!("{:016x}", crate::random::hash(all.flat_map(String::into_bytes)))
     }
 }
 
 /// Checks that all of `images` are files under `folder`.
 pub(super) fn check_files<S: AsRef<str>>(folder: &Path, images: &[S]) -> Result<()> {
     // The folder of a file named without one is empty, and means the one the program is in.
-    if !folder.as_os_str().is_empty() && !folder.is_dir() {
-        return Err(crate::Error::file(folder, "is no folder; give the folder that holds the images"));
+    let here = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    if !here.is_dir() {
+        return Err(crate::Error::file(folder, format!("is no folder; {FOLDER_REMEDY}")));
     }
     let missing: Vec<&str> = images.iter().map(AsRef::as_ref).filter(|i| !folder.join(i).is_file()).collect();
     if missing.is_empty() {
@@ -194,10 +227,9 @@ pub(super) fn check_files<S: AsRef<str>>(folder: &Path, images: &[S]) -> Result<
     }
     let named = missing[..missing.len().min(NAMED_MISSING)].join(", ");
     let more = if missing.len() > NAMED_MISSING { ", …" } else { "" };
-    Err(crate::Error::file(
-        folder,
-        format!("{} of {} images are not there: {named}{more}", missing.len(), images.len()),
-    ))
+    let (count, all) = (missing.len(), images.len());
+    let shown = std::path::absolute(here).unwrap_or_else(|_| here.to_path_buf());
+    Err(crate::Error::file(shown, format!("{count} of {all} images are not there: {named}{more}; {FOLDER_REMEDY}")))
 }
 
 #[cfg(test)]
@@ -257,6 +289,14 @@ mod tests {
         assert_eq!(data_line(&read("image,caption\na.jpg,x,too many\n").unwrap_err()), Some(2));
         assert_eq!(data_line(&read("image,caption,split\na.jpg,x,train\na.jpg,y,test\n").unwrap_err()), Some(3));
         assert_eq!(data_line(&read("image,caption\n").unwrap_err()), None);
+        // Whatever ends a line, with blank ones between, and with none behind the last.
+        assert_eq!(data_line(&read("image,caption\r\na.jpg,x\r\n,y\r\n").unwrap_err()), Some(3));
+        assert_eq!(data_line(&read("image,caption\r\n\r\na.jpg,\"x\"\r\n\r\n,y").unwrap_err()), Some(5));
+        assert_eq!(data_line(&read("image,caption\n\na.jpg,x\n\n,y").unwrap_err()), Some(5));
+        assert_eq!(data_line(&read("image,caption\r\na.jpg,\"x\r\nb.jpg,y\r\n").unwrap_err()), Some(2));
+        let read = |text| read(text).unwrap().all().captions().to_vec();
+        assert_eq!(read("image,caption\r\na.jpg,\"x, y\"\r\n\r\nb.jpg,z \r\n"), [["x, y"], ["z"]]);
+        assert_eq!(read("image,caption\ra.jpg,x\rb.jpg,y\r"), [["x"], ["y"]]);
     }
 
     #[test]
@@ -283,6 +323,11 @@ mod tests {
         let present = Split::new(names[..1].to_vec(), vec![vec![String::from("x")]]).unwrap();
         present.check_images(folder.path()).unwrap();
         assert!(present.check_images(folder.path().join("nowhere")).is_err());
+        assert_eq!(split.missing_images(folder.path()).unwrap(), [1, 2, 3, 4, 5, 6, 7]);
+        let none = split.select([1, 2]);
+        assert!(none.missing_images(folder.path()).unwrap_err().to_string().contains("2 of 2 images"));
+        let here = none.check_images("").unwrap_err().to_string();
+        assert!(here.starts_with(&std::env::current_dir().unwrap().display().to_string()), "{here}");
     }
 
     #[test]

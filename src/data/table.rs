@@ -22,8 +22,11 @@ pub(super) enum Delimiter {
 pub(super) struct Table {
     path: PathBuf,
     header: Vec<String>,
-    reader: csv::Reader<File>,
+    reader: csv::Reader<WholeLines>,
 }
+
+/// A file whose last line ends like the others, so that the number of lines read is that of the row's line.
+type WholeLines = std::io::Chain<File, &'static [u8]>;
 
 /// One row, and the line it starts on.
 pub(super) struct Row {
@@ -38,19 +41,19 @@ impl Table {
     pub(super) fn open(path: &Path, delimiter: Delimiter) -> Result<Self> {
         let fail = |e: std::io::Error| Error::file(path, format!("cannot be opened: {e}"));
         let mut file = File::open(path).map_err(fail)?;
-        let tab = match delimiter {
-            Delimiter::Tab => true,
-            Delimiter::Found => {
-                let mut start = Vec::new();
-                (&mut file).take(LONGEST_HEADER).read_to_end(&mut start).map_err(fail)?;
-                file.rewind().map_err(fail)?;
-                let header = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
-                header.contains(&b'\t') && !header.contains(&b',')
-            }
-        };
-        let delimiter = if tab { b'\t' } else { b',' };
-        let mut reader =
-            csv::ReaderBuilder::new().trim(csv::Trim::All).delimiter(delimiter).flexible(true).from_reader(file);
+        let mut start = Vec::new();
+        (&mut file).take(LONGEST_HEADER).read_to_end(&mut start).map_err(fail)?;
+        file.rewind().map_err(fail)?;
+        let header = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        let tab = delimiter == Delimiter::Tab || header.contains(&b'\t') && !header.contains(&b',');
+        let mut builder = csv::ReaderBuilder::new();
+        builder.trim(csv::Trim::All).delimiter(if tab { b'\t' } else { b',' }).flexible(true);
+        // A row that ended at the first half of "\r\n" would leave the other half, and the count of lines, to the next; what is left of
+        // "\r" is trimmed.
+        if start.contains(&b'\n') {
+            builder.terminator(csv::Terminator::Any(b'\n'));
+        }
+        let mut reader = builder.from_reader(file.chain(&b"\n"[..]));
         let header = reader.headers().map_err(|e| csv_error(path, &e))?.iter().map(str::to_string).collect();
         Ok(Self { path: path.to_path_buf(), header, reader })
     }
@@ -76,17 +79,26 @@ impl Table {
     /// The rows in the order of the file; an error ends the table.
     pub(super) fn rows(&mut self) -> impl Iterator<Item = Result<Row>> {
         let Self { path, reader, header } = self;
-        reader.byte_records().map(|record| {
-            let record = record.map_err(|e| csv_error(path, &e))?;
-            let line = record.position().map_or(0, csv::Position::line);
-            // A quote that is never closed takes other rows with it, so this is no bad row like others.
-            if record.iter().any(|value| value.contains(&b'\n')) {
-                let message = "a value goes on over several lines; a closing quote is missing";
-                return Err(data_error(path, Some(line), message));
-            }
-            Ok(Row { record, line, columns: header.len() })
-        })
+        std::iter::from_fn(move || next_row(path, reader, header.len()).transpose())
     }
+}
+
+/// The next row that is not blank, of a header with `columns` values.
+fn next_row(path: &Path, reader: &mut csv::Reader<WholeLines>, columns: usize) -> Result<Option<Row>> {
+    let mut record = csv::ByteRecord::new();
+    while reader.read_byte_record(&mut record).map_err(|e| csv_error(path, &e))? {
+        // A quote that is never closed takes other rows with it, so this is no bad row like others.
+        if record.iter().any(|value| value.contains(&b'\n')) {
+            let message = "a value goes on over several lines; a closing quote is missing";
+            return Err(data_error(path, record.position().map(csv::Position::line), message));
+        }
+        if record.iter().any(|value| !value.is_empty()) || record.len() > 1 {
+            // The reader stands behind the row, and blank lines before it are counted.
+            let line = reader.position().line().saturating_sub(1).max(1);
+            return Ok(Some(Row { record, line, columns }));
+        }
+    }
+    Ok(None)
 }
 
 impl Row {

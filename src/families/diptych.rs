@@ -52,9 +52,12 @@ impl Family for Diptych {
     }
 
     fn plan(&self, _: &Families, source: &FamilySource<'_>) -> Result<Plan> {
-        let wrong = |error: serde_json::Error| Error::file(source.config.path(), error);
+        let value = source.config.to_value();
         let File { pad_token_id, tokens, text, image, projection, text_projection, logits, matching, .. } =
-            serde_json::from_value(source.config.to_value()).map_err(wrong)?;
+            File::deserialize(&value).map_err(|error| {
+                let key = misfit(&value).map(|key| format!("{key}: ")).unwrap_or_default();
+                Error::file(source.config.path(), format!("{key}{error}"))
+            })?;
         let tokens = tokens.unwrap_or_else(|| token_rules(text.tower.context_length(), pad_token_id));
         let processor = match image.tower {
             ImageTowerConfig::Naflex(_) => ProcessorPlan::Naflex,
@@ -68,6 +71,38 @@ impl Family for Diptych {
             tokens,
             processor,
         })))
+    }
+}
+
+/// The key of the number or yes or no that does not fit, of a file that cannot be read: another value there changes what the error says.
+/// An error about a word or a field has it in its text.
+fn misfit(value: &Value) -> Option<String> {
+    let problem = |value: &Value| File::deserialize(value).err().map(|error| error.to_string());
+    let said = problem(value);
+    let mut places = Vec::new();
+    leaves(value, String::new(), &mut places);
+    let found = places.into_iter().find(|place| {
+        let mut changed = value.clone();
+        match changed.pointer_mut(place) {
+            Some(Value::Bool(found)) => *found = !*found,
+            Some(number @ Value::Number(_)) => {
+                *number = number.as_u64().map_or(Value::from(0.5), |n| Value::from(n ^ 1))
+            }
+            _ => return false,
+        }
+        problem(&changed) != said
+    });
+    Some(found?.trim_start_matches('/').replace('/', "."))
+}
+
+/// The places of all values that are no objects, as JSON pointers.
+fn leaves(value: &Value, place: String, places: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| leaves(value, format!("{place}/{key}"), places)),
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(i, value)| leaves(value, format!("{place}/{i}"), places));
+        }
+        _ => places.push(place),
     }
 }
 
@@ -91,4 +126,20 @@ pub(super) fn to_config(
         quantization,
     };
     serde_json::to_value(file).map_err(|error| Error::argument("config", error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_value_of_another_type_is_named_by_its_key() {
+        let file = |projection| json!({ "model_type": "diptych", "pad_token_id": 0, "projection": projection });
+        assert_eq!(misfit(&file(json!({ "embed_dim": 4, "kind": true }))).unwrap(), "projection.kind");
+        assert_eq!(misfit(&file(json!({ "embed_dim": false, "kind": "linear" }))).unwrap(), "projection.embed_dim");
+        // What is missing is in the error itself.
+        assert_eq!(misfit(&file(json!({ "embed_dim": 4, "kind": "linear" }))), None);
+    }
 }

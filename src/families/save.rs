@@ -10,7 +10,7 @@ use super::{diptych, hf_clip, open_clip, siglip};
 use crate::loader::Numbers;
 use crate::model::{ClipConfig, ClipModel};
 use crate::ops::{Activation, Packing, Weight};
-use crate::project::ProjectionKind;
+use crate::project::{InputNorm, ProjectionKind};
 use crate::towers::{
     ImageTowerConfig, PooledToken, PositionTable, PrefixTokens, TextAttention, TextPooling, TextTowerConfig,
 };
@@ -117,15 +117,15 @@ fn save_in(model: &ClipModel, layout: ModelLayout, folder: &Path) -> Result<()> 
     }
     let loaded = |wanted: Layout| as_loaded(model).filter(|outgoing| outgoing.layout == wanted);
     let not = |name: &'static str| {
-        let supported =
-            "models whose every choice its configuration has a word for; save_pretrained takes a layout that fits";
+        let supported = "models whose every choice its configuration has a word for; Diptych has words for all, and save_pretrained takes a \
+             layout that fits";
         Error::unsupported(folder.display().to_string(), "layout", name, supported)
     };
     let outgoing = match layout {
         ModelLayout::HuggingFace => loaded(Layout::HuggingFace)
             .filter(|outgoing| outgoing.config["model_type"] != "diptych")
             .or_else(|| hugging_face(model))
-            .ok_or_else(|| not("HuggingFace"))?,
+            .ok_or_else(|| Error::argument("layout", no_words(model)))?,
         ModelLayout::OpenClip => match loaded(Layout::OpenClip) {
             Some(outgoing) => outgoing,
             None => open_clip::to_open_clip(model, folder)?.ok_or_else(|| not("OpenClip"))?,
@@ -174,6 +174,27 @@ fn hugging_face(model: &ClipModel) -> Option<Outgoing> {
             siglip::to_hugging_face(&config, pad_id)
         })?;
     fits_input(model).then_some(Outgoing { layout: Layout::HuggingFace, config, stored })
+}
+
+/// What keeps a model from transformers' layout, and what to do.
+fn no_words(model: &ClipModel) -> String {
+    let ClipConfig { text, image, projection, .. } = model.config();
+    let part = if !matches!(text.tower, TextTowerConfig::TextTransformer(_)) {
+        "the kind of its text tower"
+    } else if !matches!(image.tower, ImageTowerConfig::Vit(_) | ImageTowerConfig::Naflex(_)) {
+        "the kind of its image tower"
+    } else if !fits_input(model) {
+        "an image input of another size than its configuration's"
+    } else if projection.input != InputNorm::None
+        || !matches!(projection.kind, ProjectionKind::Linear | ProjectionKind::Identity)
+    {
+        "its projection"
+    } else {
+        "the details of its towers"
+    };
+    format!(
+        "HuggingFace: transformers' CLIP and SigLIP have no word for {part}; save it in Diptych, which has words for all"
+    )
 }
 
 /// A text projection with a bias behind the last token, as open_clip's SigLIP has it, said as the head of the text tower that

@@ -123,6 +123,7 @@ mod tests {
     use candle_core::{DType, Device, Var};
 
     use super::*;
+    use crate::loss::Positives;
 
     const IMAGES: [[f32; 3]; 4] = [[0.6, 0.8, 0.0], [0.0, -0.6, 0.8], [1.0, 0.0, 0.0], [0.48, 0.6, 0.64]];
     const TEXTS: [[f32; 3]; 4] = [[0.8, 0.6, 0.0], [0.0, 0.0, 1.0], [0.6, 0.0, -0.8], [-0.48, 0.64, 0.6]];
@@ -184,6 +185,27 @@ mod tests {
                 let expected = (moved(step) - moved(-step)) / (2.0 * step);
                 assert!((found - expected).abs() < 2e-3, "({i}, {j}): {found} against {expected}");
             }
+        }
+    }
+
+    #[test]
+    fn equal_captions_teach_the_same_whether_they_match_or_not() {
+        let (images, texts) = (var(&IMAGES), var(&[TEXTS[0], TEXTS[1], TEXTS[3]]));
+        let scale = Tensor::new(5f32, &Device::Cpu).unwrap();
+        // Pairs 1 and 2 have the same caption, and so one embedding of it.
+        let rows = Tensor::new(&[0u32, 1, 1, 2], &Device::Cpu).unwrap();
+        let positives = Positives::from_pairs(&[0, 1, 2, 3], &[0, 1, 1, 2]).unwrap();
+        for smoothing in [0.0, 0.1] {
+            let gradients = |positives: Option<&Positives>| {
+                let captions = texts.as_tensor().index_select(&rows, 0).unwrap();
+                let pairs = Pairs { positives, ..Pairs::new(images.as_tensor(), &captions, &scale) };
+                let loss = ClipLoss::new().with_label_smoothing(smoothing).of(&pairs).unwrap();
+                let found = loss.backward().unwrap();
+                let of = |v: &Var| found.get(v.as_tensor()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                [vec![loss.to_scalar::<f32>().unwrap()], of(&images), of(&texts)].concat()
+            };
+            let (apart, together) = (gradients(None), gradients(Some(&positives)));
+            assert!(apart.iter().zip(&together).all(|(a, b)| (a - b).abs() < 1e-5), "{apart:?} and {together:?}");
         }
     }
 

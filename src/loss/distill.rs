@@ -54,7 +54,7 @@ impl DistillLoss {
     /// # Errors
     /// When there is no teacher, shapes do not fit, or a weight is negative.
     pub fn of(&self, pairs: &Pairs<'_>) -> Result<Tensor> {
-        for (argument, weight) in [("logits", self.logits), ("features", self.features)] {
+        for (argument, weight) in [("DistillLoss::logits", self.logits), ("DistillLoss::features", self.features)] {
             if !(weight.is_finite() && weight >= 0.0) {
                 return Err(Error::argument(argument, format!("is {weight}; a finite number of at least 0 is needed")));
             }
@@ -86,8 +86,9 @@ impl DistillLoss {
             terms.push(((images + distance(pairs.text_embeds, &teacher.text_embeds)?)? * self.features)?);
         }
         let mut terms = terms.into_iter();
-        let first =
-            terms.next().ok_or_else(|| Error::argument("base", "there is no loss: no base, and no weight above 0"))?;
+        let first = terms
+            .next()
+            .ok_or_else(|| Error::argument("DistillLoss", "there is no loss: no base, and no weight above 0"))?;
         terms.try_fold(first, |sum, term| Ok((sum + term)?))
     }
 }

@@ -90,6 +90,19 @@ impl Loss {
         }
     }
 
+    /// Whether the loss is another where pairs of a batch have the same caption and are told that they belong together
+    /// ([`Duplicates`](crate::train::Duplicates)). The cross-entropy's gradients are the same: equal captions have equal logits, so their
+    /// columns' targets, and the targets that a row has for them, count by their sums alone.
+    #[must_use]
+    pub fn sees_duplicates(&self) -> bool {
+        match self {
+            Self::Clip(_) => false,
+            Self::SigLip(_) | Self::HardNegative(_) => true,
+            Self::Distill(loss) => loss.base.as_ref().is_some_and(|base| base.sees_duplicates()),
+            Self::Matryoshka(loss) => loss.base.sees_duplicates(),
+        }
+    }
+
     /// Whether training keeps the scale in [1, 100], as CLIP does; with a bias of its own the sigmoid loss needs no bound.
     #[must_use]
     pub fn bounds_scale(&self) -> bool {

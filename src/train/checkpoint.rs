@@ -57,6 +57,9 @@ pub(super) struct Place {
     pub(super) broken: Vec<(usize, String)>,
     /// The recipe, which must be the same when the run goes on.
     pub(super) recipe: String,
+    /// What tells the training data from others, which must be the same too.
+    #[serde(default)]
+    pub(super) data: Option<String>,
     /// What the evaluations found that decide when the run stops.
     #[serde(default)]
     pub(super) seen: Seen,
@@ -116,12 +119,15 @@ pub(super) fn save(config: &CheckpointConfig, place: &Place, tensors: &Tensors) 
     prune(folder, config.keep.max(1)).map_err(fail)
 }
 
-/// The newest complete checkpoint, if there is any.
-pub(super) fn newest(folder: &Path) -> Result<Option<(PathBuf, Place, Tensors)>> {
+/// The newest complete checkpoint, if there is any; `passed_over` is told of newer ones that cannot be read.
+pub(super) fn newest(
+    folder: &Path,
+    mut passed_over: impl FnMut(PathBuf, Error),
+) -> Result<Option<(PathBuf, Place, Tensors)>> {
     for path in list(folder)?.into_iter().rev() {
         match read(&path) {
             Ok((place, tensors)) => return Ok(Some((path, place, tensors))),
-            Err(error) => tracing::warn!("passing over {}: {error}", path.display()),
+            Err(error) => passed_over(path, error),
         }
     }
     Ok(None)
@@ -220,6 +226,7 @@ mod tests {
             loss_bits: 0.1f64.to_bits(),
             broken: vec![(3, String::from("is empty"))],
             recipe: String::from("r"),
+            data: None,
             seen: Seen::default(),
         }
     }
@@ -233,6 +240,7 @@ mod tests {
     fn the_newest_complete_checkpoint_is_found_and_old_ones_go() {
         let folder = tempfile::tempdir().unwrap();
         let config = CheckpointConfig { keep: 2, ..CheckpointConfig::new(folder.path().join("run")) };
+        let newest = |folder: &Path| super::newest(folder, |_, _| {});
         assert!(newest(&config.folder).unwrap().is_none());
         for step in [5, 10, 15] {
             save(&config, &place(step), &tensors(step as f32)).unwrap();
@@ -244,7 +252,9 @@ mod tests {
         let mut bytes = std::fs::read(&weights).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&weights, &bytes).unwrap();
-        let (_, found, read) = newest(&config.folder).unwrap().unwrap();
+        let mut passed_over = Vec::new();
+        let (_, found, read) = super::newest(&config.folder, |path, _| passed_over.push(path)).unwrap().unwrap();
+        assert!(passed_over.iter().eq([&last]), "{passed_over:?}");
         assert_eq!((found, read.weights["w"].to_vec1::<f32>().unwrap()), (place(10), vec![10.0, 2.0]));
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&weights, &bytes).unwrap();
@@ -259,6 +269,12 @@ mod tests {
         save(&config, &place(15), &tensors(1.0)).unwrap();
         assert!(!config.folder.join(".writing-x").exists());
         assert_eq!(newest(&config.folder).unwrap().unwrap().1.step, 15);
+    }
+
+    #[test]
+    fn a_place_of_an_older_version_does_not_say_of_what_data_it_is() {
+        let text = r#"{"step": 1, "loss_bits": 0, "recipe": "r"}"#;
+        assert_eq!(serde_json::from_str::<Place>(text).unwrap().data, None);
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub struct TrainConfig {
     /// The share of the patches that a trained image tower looks at in a step ([`PatchDropout`](crate::towers::PatchDropout)); 1 for
     /// all. Evaluation looks at all.
     pub patch_keep: f64,
-    /// How many training images may be unreadable: each is left out of its batches and listed in the report.
+    /// How many training images may be missing or unreadable: each is left out of its batches and listed in the report.
     pub broken_images: Tolerance,
     /// How many bytes of decoded (and, unless crops are resized, resized) images are kept in memory between epochs; the others are read
     /// anew. More than the default pays off where a step is fast and the data set fits.
@@ -74,7 +74,8 @@ pub struct TrainConfig {
     pub early_stop: Option<EarlyStop>,
 }
 
-/// What two pairs of a batch with the same caption are to each other.
+/// What two pairs of a batch with the same caption are to each other. To the plain cross-entropy that is all the same
+/// ([`Loss::sees_duplicates`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Duplicates {
     /// Strangers, as in CLIP's loss.

@@ -35,6 +35,7 @@ mod optimizer;
 mod pitfalls;
 mod pooled;
 mod progress;
+mod resume;
 mod schedule;
 mod sgd;
 mod step;

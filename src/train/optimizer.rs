@@ -178,7 +178,7 @@ impl AdamW {
     }
 }
 
-fn check_rate(argument: &'static str, value: f64) -> Result<()> {
+pub(super) fn check_rate(argument: &'static str, value: f64) -> Result<()> {
     if value.is_finite() && value >= 0.0 {
         return Ok(());
     }

@@ -76,7 +76,8 @@ fn uniformity(rows: &Tensor) -> Result<f64> {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Pitfall {
-    /// Pairs of a batch have the same caption, and each is told that the other's image does not belong to it. Remedy:
+    /// Pairs of a batch have the same caption, and the loss tells each that the other's image does not belong to it; the plain
+    /// cross-entropy does no harm by that ([`Loss::sees_duplicates`](crate::loss::Loss::sees_duplicates)). Remedy:
     /// [`Duplicates::Positives`](super::Duplicates::Positives).
     DuplicateCaptions {
         /// Pairs whose caption an earlier one of the batch has.
@@ -117,7 +118,7 @@ impl fmt::Display for Warning {
             Pitfall::DuplicateCaptions { repeated, pairs } => write!(
                 f,
                 "{repeated} of {pairs} pairs have a caption that another pair of their batch has too, and count as its negatives; \
-                 let duplicates match"
+                 set `duplicates` to `Positives`"
             ),
             Pitfall::SaturatedScale { logit_scale } => write!(
                 f,

@@ -1,5 +1,7 @@
 //! What a run tells its caller while it goes on, and at its end.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::pitfalls::{Geometry, Warning};
@@ -31,6 +33,13 @@ pub enum Progress {
     },
     /// A training image could not be read and was left out, for the first time in this run.
     Skipped(Skipped),
+    /// A run that goes on passed over a checkpoint that is damaged or incomplete; it goes on from an older one, or starts anew.
+    PassedOver {
+        /// The checkpoint's folder.
+        checkpoint: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An optimiser step was taken.
     Step(Step),
     /// The evaluation split was evaluated.

@@ -103,6 +103,7 @@ impl Trainer<'_> {
         let mut met = Vec::new();
         if let (repeated @ 1.., pairs) = outcome.repeated
             && self.config.duplicates == Duplicates::Negatives
+            && self.config.loss.sees_duplicates()
         {
             met.push(Pitfall::DuplicateCaptions { repeated, pairs });
         }

@@ -16,11 +16,11 @@ use candle_core::Var;
 use super::any_optimizer::Optimizer;
 use super::batches::EpochBatches;
 use super::broken::Broken;
-use super::checkpoint::{self, CheckpointConfig, Place, Tensors};
 use super::config::{Evaluation, TrainConfig};
 use super::ema::Ema;
 use super::groups::Rates;
 use super::halves::{Images, Texts};
+use super::optimizer::check_rate;
 use super::pitfalls::Pitfalls;
 use super::pooled::recalls;
 use super::progress::{Progress, Step, TrainReport};
@@ -39,13 +39,13 @@ pub struct Trainer<'a> {
     pub(super) config: TrainConfig,
     pub(super) trainable: Vec<(String, Var)>,
     pub(super) optimizer: Optimizer,
-    ema: Option<Ema>,
+    pub(super) ema: Option<Ema>,
     teacher: Option<(ClipModel, TeacherConfig)>,
     pub(super) watch: Watch,
     pub(super) pitfalls: Pitfalls,
     pub(super) taken: usize,
     /// The sum of the epoch's losses so far.
-    loss_sum: f64,
+    pub(super) loss_sum: f64,
     pub(super) broken: Broken,
 }
 
@@ -58,6 +58,10 @@ pub struct TrainData<'s> {
     test_images: Vec<ImageSource>,
     test_texts: Vec<&'s str>,
     pub(super) teacher: Option<TeacherData>,
+    /// Training images that are not there, and what is said of them.
+    missing: Vec<(usize, String)>,
+    /// What tells these training data from others.
+    pub(super) fingerprint: String,
     seconds: f64,
 }
 
@@ -66,7 +70,9 @@ impl<'s> TrainData<'s> {
     /// augmentation stands before it.
     ///
     /// # Errors
-    /// [`File`](crate::ErrorKind::File) if images are missing, and any error of reading one.
+    /// [`File`](crate::ErrorKind::File) if no training image is there or one of the evaluation is missing,
+    /// [`Argument`](crate::ErrorKind::Argument) if more of them are unusable than [`TrainConfig::broken_images`] allows, and any error of
+    /// reading one.
     pub fn prepare(
         model: &ClipModel,
         config: &TrainConfig,
@@ -77,13 +83,19 @@ impl<'s> TrainData<'s> {
     ) -> Result<Self> {
         config.steps(train.image_count())?;
         let (started, folder) = (Instant::now(), folder.as_ref());
-        [Some(train), evaluation].into_iter().flatten().try_for_each(|split| split.check_images(folder))?;
+        let missing = train.missing_images(folder)?;
+        let missing: Vec<_> = missing.into_iter().map(|i| (i, "there is no such file".to_string())).collect();
+        // Too many are an error before any tower runs.
+        let mut broken = Broken::new(config.broken_images, train.image_count());
+        missing.iter().try_for_each(|(i, reason)| broken.note(*i, &train.images()[*i], reason).map(drop))?;
+        evaluation.map_or(Ok(()), |split| split.check_images(folder))?;
         let test_images = evaluation.map(|split| split.sources(folder)).unwrap_or_default();
         let test_texts = evaluation.map(|split| split.flat_captions().0).unwrap_or_default();
         let images = Images::new(model, config, train.sources(folder), &test_images, &mut progress)?;
         let texts = Texts::new(model, train.captions(), &test_texts, &mut progress)?;
         let seconds = started.elapsed().as_secs_f64();
-        Ok(Self { train, evaluation, images, texts, test_images, test_texts, teacher: None, seconds })
+        let (teacher, fingerprint) = (None, train.fingerprint());
+        Ok(Self { train, evaluation, images, texts, test_images, test_texts, teacher, missing, fingerprint, seconds })
     }
 
     /// The same data with what `teacher` makes of the training images, which lie under `folder`, and of their captions. Images that it
@@ -156,6 +168,11 @@ impl<'a> Trainer<'a> {
         if trainable.is_empty() {
             return Err(Error::argument("model", "every parameter is frozen; there is nothing to train"));
         }
+        for (argument, value) in
+            [("lr", config.lr), ("tower_lr", config.tower_lr), ("weight_decay", config.weight_decay)]
+        {
+            check_rate(argument, value)?;
+        }
         let rates = Rates {
             lr: config.lr,
             tower_lr: config.tower_lr,
@@ -223,10 +240,11 @@ impl<'a> Trainer<'a> {
         let steps = self.config.steps(images)?;
         self.broken = Broken::new(self.config.broken_images, images);
         let found_before = match self.config.checkpoints.clone() {
-            Some(checkpoints) => self.begin(&checkpoints)?,
+            Some(checkpoints) => self.begin(&checkpoints, data, &mut progress)?,
             None => Vec::new(),
         };
         self.note_broken(&found_before, data, &mut progress)?;
+        self.note_broken(&data.missing, data, &mut progress)?;
         self.note_broken(data.images.broken(), data, &mut progress)?;
         self.note_broken(data.teacher.as_ref().map_or(&[][..], TeacherData::broken), data, &mut progress)?;
         let started = Instant::now();
@@ -242,7 +260,7 @@ impl<'a> Trainer<'a> {
                 found = self.evaluate(epoch + 1, data, &mut progress)?;
             }
             if self.watch.stopped().is_some() {
-                self.config.checkpoints.iter().try_for_each(|config| self.write(config))?;
+                self.config.checkpoints.iter().try_for_each(|config| self.write(config, data))?;
                 break;
             }
         }
@@ -309,7 +327,7 @@ impl<'a> Trainer<'a> {
                 ema.update(self.taken)?;
             }
             self.loss_sum += outcome.loss;
-            self.keep(steps)?;
+            self.keep(steps, data)?;
             progress(&Progress::Step(Step {
                 epoch: epoch + 1,
                 step: self.taken,
@@ -327,65 +345,5 @@ impl<'a> Trainer<'a> {
     /// The averages into the model, or out of it.
     pub(super) fn swap_average(&mut self) -> Result<()> {
         self.ema.as_mut().map_or(Ok(()), Ema::swap)
-    }
-
-    /// What two runs must have in common for one to go on where the other stopped.
-    fn recipe(&self) -> String {
-        let mut recipe = self.config.recipe();
-        if let Some(canary) = &self.watch.canary {
-            recipe += &format!(", canary: {:016x}", canary.key());
-        }
-        recipe
-    }
-
-    /// Writes a checkpoint if one is due.
-    fn keep(&self, steps: usize) -> Result<()> {
-        let Some(config) = &self.config.checkpoints else { return Ok(()) };
-        if !self.taken.is_multiple_of(config.every) && self.taken != steps {
-            return Ok(());
-        }
-        self.write(config)
-    }
-
-    fn write(&self, config: &CheckpointConfig) -> Result<()> {
-        let broken = self.broken.reasons().map(|(i, reason)| (i, reason.to_string())).collect();
-        let (loss_bits, recipe, seen) = (self.loss_sum.to_bits(), self.recipe(), self.watch.seen.clone());
-        let place = Place { step: self.taken, loss_bits, broken, recipe, seen };
-        let weights = self.trainable.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
-        let ema = self.ema.iter().flat_map(Ema::tensors).map(|(name, t)| (name.to_string(), t.clone())).collect();
-        let (optimizer, best) = (self.optimizer.state()?.into_iter().collect(), self.watch.best.clone());
-        let tensors = Tensors { weights, optimizer, ema, best };
-        checkpoint::save(config, &place, &tensors)
-    }
-
-    /// Goes on from the newest checkpoint, or sees to it that there is none; returns the images that could not be read until then.
-    fn begin(&mut self, config: &CheckpointConfig) -> Result<Vec<(usize, String)>> {
-        if !config.resume {
-            if checkpoint::list(&config.folder)?.is_empty() {
-                return Ok(Vec::new());
-            }
-            let message = "holds checkpoints of another run; resume it, or choose another folder";
-            return Err(Error::file(&config.folder, message));
-        }
-        let Some((path, place, tensors)) = checkpoint::newest(&config.folder)? else { return Ok(Vec::new()) };
-        if place.recipe != self.recipe() {
-            let message = format!("is of another recipe: {}; this run's is {}", place.recipe, self.recipe());
-            return Err(Error::file(&path, message));
-        }
-        let same = tensors.weights.len() == self.trainable.len();
-        let fits = |(name, var): &(String, Var)| tensors.weights.get(name).is_some_and(|t| t.dims() == var.dims());
-        if !same || !self.trainable.iter().all(fits) {
-            return Err(Error::file(&path, "is of a model with other trainable parameters"));
-        }
-        for (name, var) in &self.trainable {
-            var.set(&tensors.weights[name].to_device(var.device())?.to_dtype(var.dtype())?)?;
-        }
-        self.optimizer.restore(place.step, &tensors.optimizer)?;
-        if let Some(ema) = &mut self.ema {
-            ema.restore(|name| tensors.ema.get(name).cloned())?;
-        }
-        (self.watch.seen, self.watch.best) = (place.seen, tensors.best);
-        (self.taken, self.loss_sum) = (place.step, f64::from_bits(place.loss_bits));
-        Ok(place.broken)
     }
 }

@@ -259,7 +259,9 @@ impl Parameters {
             let trained = !self.is_buffer(name) && trainable(name);
             let weight = match weight {
                 Weight::Packed(packed) if trained && packed.packing() == Packing::Int8 => {
-                    let message = format!("'{name}' is quantised, which cannot be trained; load without `quantize`");
+                    let message = format!(
+                        "'{name}' is quantised, which cannot be trained; load floats (`dequantize`, not `quantize`), or train adapters (`with_lora`)"
+                    );
                     return Err(crate::Error::argument("trainable", message));
                 }
                 weight if trained => Weight::Plain(Var::from_tensor(&weight.to_tensor()?)?.into_inner()),

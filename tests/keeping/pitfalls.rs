@@ -26,8 +26,10 @@ fn captions_that_come_twice_in_a_batch_are_named_once_an_epoch() {
     let duplicates = |found: &[Pitfall]| {
         found.iter().filter(|p| matches!(p, Pitfall::DuplicateCaptions { repeated: 1, pairs: COUNT })).count()
     };
-    let whole = TrainConfig { batch_size: COUNT, ..config(3) };
+    let whole = TrainConfig { batch_size: COUNT, loss: Loss::SigLip(SigLipLoss::new()), ..config(3) };
     assert_eq!(duplicates(&pitfalls(whole.clone(), |_| {}).0), 3);
+    let harmless = TrainConfig { loss: Loss::Clip(ClipLoss::new()), ..whole.clone() };
+    assert_eq!(duplicates(&pitfalls(harmless, |_| {}).0), 0);
     let told = TrainConfig { duplicates: Duplicates::Positives, ..whole };
     assert_eq!(duplicates(&pitfalls(told, |_| {}).0), 0);
 }
