@@ -7,7 +7,7 @@ mod runs;
 use std::path::Path;
 
 use diptych::candle::Var;
-use diptych::data::{PairDataset, Sampler, Split};
+use diptych::data::{PairDataset, Sampler, Split, Tolerance};
 use diptych::image::ImageInput;
 use diptych::loss::ClipLoss;
 use diptych::train::{
@@ -212,7 +212,8 @@ fn what_cannot_be_trained_is_refused() {
     let error = Trainer::new(&model, too_large).unwrap().fit(&setting.split, setting.path(), None, |_| {}).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Argument { argument: "batch_size", .. }), "{error}");
     std::fs::remove_file(setting.path().join("5.png")).unwrap();
-    let error = Trainer::new(&model, config(1)).unwrap().fit(&setting.split, setting.path(), None, |_| {}).unwrap_err();
+    let strict = TrainConfig { broken_images: Tolerance::NONE, ..config(1) };
+    let error = Trainer::new(&model, strict).unwrap().fit(&setting.split, setting.path(), None, |_| {}).unwrap_err();
     assert!(error.to_string().contains("5.png"), "{error}");
 }
 
