@@ -20,6 +20,7 @@ mod hub_http;
 mod layout;
 mod names;
 mod param_source;
+mod parameters;
 mod params;
 mod pattern;
 #[cfg(feature = "pickle")]
@@ -43,7 +44,8 @@ pub use layout::Layout;
 pub use names::Renames;
 pub(crate) use names::View;
 pub use param_source::{Adapter, Init, ParamSource};
-pub use params::{Parameters, Params};
+pub use parameters::Parameters;
+pub use params::Params;
 pub use pattern::Pattern;
 pub(crate) use quantized::save_quantized;
 pub use random::{RandomSource, VarBuilderSource};

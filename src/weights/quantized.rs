@@ -12,7 +12,7 @@ use safetensors::Dtype;
 use super::checkpoint::Checkpoint;
 use super::decode::{HALVES, Values, halves};
 use super::entry::Entry;
-use super::params::Parameters;
+use super::parameters::Parameters;
 use super::save::save_entries;
 use crate::ops::{Weight, zeros};
 use crate::{Error, Result};

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::checkpoint::Checkpoint;
 use super::names::{Renames, View, nearest};
 use super::param_source::{Adapter, Init, ParamSource};
-use super::params::Parameters;
+use super::parameters::Parameters;
 use super::quantized::dequantized;
 use crate::ops::{PackedWeight, Packing, Weight};
 use crate::{Error, Result};
