@@ -46,6 +46,27 @@ impl DistillLoss {
         Self { logits, features, ..self }
     }
 
+    /// Whether a student `student` wide can learn from a teacher `teacher` wide, before any of them has run.
+    pub(crate) fn check(&self, student: usize, teacher: usize) -> Result<()> {
+        self.check_weights()?;
+        if self.features > 0.0 && student != teacher {
+            let message = format!(
+                "has embeddings of {teacher}, the student of {student}; compare logits instead, or project the student to its width"
+            );
+            return Err(Error::argument("teacher", message));
+        }
+        Ok(())
+    }
+
+    fn check_weights(&self) -> Result<()> {
+        for (argument, weight) in [("DistillLoss::logits", self.logits), ("DistillLoss::features", self.features)] {
+            if !(weight.is_finite() && weight >= 0.0) {
+                return Err(Error::argument(argument, format!("is {weight}; a finite number of at least 0 is needed")));
+            }
+        }
+        Ok(())
+    }
+
     /// The loss of a batch.
     ///
     /// # Shapes
@@ -54,11 +75,7 @@ impl DistillLoss {
     /// # Errors
     /// When there is no teacher, shapes do not fit, or a weight is negative.
     pub fn of(&self, pairs: &Pairs<'_>) -> Result<Tensor> {
-        for (argument, weight) in [("DistillLoss::logits", self.logits), ("DistillLoss::features", self.features)] {
-            if !(weight.is_finite() && weight >= 0.0) {
-                return Err(Error::argument(argument, format!("is {weight}; a finite number of at least 0 is needed")));
-            }
-        }
+        self.check_weights()?;
         let missing = || Error::argument("teacher", "is missing; distillation needs a teacher's embeddings");
         let teacher = pairs.teacher.ok_or_else(missing)?;
         check_teacher(pairs, teacher)?;

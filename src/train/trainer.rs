@@ -28,6 +28,7 @@ use super::teacher::{TeacherConfig, TeacherData};
 use super::watch::Watch;
 use crate::data::{Sampler, Split};
 use crate::image::ImageSource;
+use crate::loss::Loss;
 use crate::retrieval::RetrievalReport;
 use crate::{ClipModel, Embeddings, Error, Result};
 
@@ -58,6 +59,8 @@ pub struct TrainData<'s> {
     test_images: Vec<ImageSource>,
     test_texts: Vec<&'s str>,
     pub(super) teacher: Option<TeacherData>,
+    /// Width of the model's embeddings.
+    embed_dim: usize,
     /// Training images that are not there, and what is said of them.
     missing: Vec<(usize, String)>,
     /// What tells these training data from others.
@@ -95,13 +98,27 @@ impl<'s> TrainData<'s> {
         let texts = Texts::new(model, train.captions(), &test_texts, &mut progress)?;
         let seconds = started.elapsed().as_secs_f64();
         let (teacher, fingerprint) = (None, train.fingerprint());
-        Ok(Self { train, evaluation, images, texts, test_images, test_texts, teacher, missing, fingerprint, seconds })
+        let embed_dim = model.config().projection.embed_dim;
+        Ok(Self {
+            train,
+            evaluation,
+            images,
+            texts,
+            test_images,
+            test_texts,
+            teacher,
+            embed_dim,
+            missing,
+            fingerprint,
+            seconds,
+        })
     }
 
     /// The same data with what `teacher` makes of the training images, which lie under `folder`, and of their captions. Images that it
     /// cannot read are left out like those that the model cannot.
     ///
     /// # Errors
+    /// [`Argument`](crate::ErrorKind::Argument) if the loss compares embeddings of two widths;
     /// [`File`](crate::ErrorKind::File) if [`TeacherConfig::cache`] names a file of something else or cannot be written, and any
     /// error of reading an image.
     pub fn with_teacher(
@@ -113,6 +130,9 @@ impl<'s> TrainData<'s> {
         mut progress: impl FnMut(&Progress),
     ) -> Result<Self> {
         let (started, images) = (Instant::now(), self.train.sources(folder));
+        if let Loss::Distill(loss) = &config.loss {
+            loss.check(self.embed_dim, teacher.config().projection.embed_dim)?;
+        }
         let teacher = TeacherData::new(teacher, teaching, config, self.train, images, &mut progress)?;
         Ok(Self { teacher: Some(teacher), seconds: self.seconds + started.elapsed().as_secs_f64(), ..self })
     }

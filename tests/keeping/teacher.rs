@@ -198,3 +198,24 @@ fn a_teacher_looks_once_at_views_that_come_again() {
     let error = run(None, 3, Some(cache)).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("how many views"), "{error}");
 }
+
+#[test]
+fn what_cannot_be_compared_is_refused_before_the_teacher_runs() {
+    let setting = Setting::new();
+    let (model, other) = (student(), teacher());
+    let (text, image) = (other.text_encoder().clone(), other.image_encoder().clone());
+    let other = ClipModel::from_encoders(text, image, model.config().projection.embed_dim + 1).unwrap();
+    let wide = |features| {
+        let loss = Loss::Distill(DistillLoss::new(None).with_weights(1.0, features));
+        let trainer = Trainer::new(&model, TrainConfig { loss, ..config(1) }).unwrap();
+        let mut asked = 0;
+        let count = |p: &Progress| asked += usize::from(matches!(p, Progress::Pooling { .. }));
+        let run =
+            trainer.with_teacher(&other, TeacherConfig::default()).fit(&setting.split, setting.path(), None, count);
+        let error = run.unwrap_err().to_string();
+        assert_eq!(asked, 0, "{error}");
+        error
+    };
+    assert!(wide(f64::NAN).contains("NaN"));
+    assert!(wide(1.0).contains("project the student"));
+}
