@@ -31,6 +31,7 @@ fn check(name: &str, loss: Loss, case: Case) {
         image_embeds: golden.tensors[images].clone(),
         text_embeds: golden.tensors[texts].clone(),
         logit_scale: 11.0,
+        patches: None,
     });
     let pairs = Pairs {
         logit_bias: case.bias.then_some(bias.as_tensor()),

@@ -78,6 +78,9 @@ pub struct Args {
     /// blur=0.5 blurs every second.
     #[arg(long)]
     pub augment: Option<Augment>,
+    /// Images of a class (those with the very same captions) that an epoch shall see at least: rare ones are repeated up to four times
+    #[arg(long, value_name = "N")]
+    pub balance: Option<usize>,
     /// How often every image is seen [default: by what is trained, and about 400 steps]
     #[arg(long, value_name = "N")]
     pub epochs: Option<usize>,

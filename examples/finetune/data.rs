@@ -39,8 +39,17 @@ impl Rows<'_> {
     }
 }
 
-/// The rows to train on and those to measure on.
+/// The rows to train on, those of rare classes as often as the options say, and the rows to measure on.
 pub fn splits(args: &Args) -> Outcome<(Split, Option<Split>)> {
+    let (train, test) = read(args)?;
+    let train = match args.balance {
+        Some(least) => train.balanced(least),
+        None => train,
+    };
+    Ok((train, test))
+}
+
+fn read(args: &Args) -> Outcome<(Split, Option<Split>)> {
     let data = args.reading.options().open(&args.data)?;
     for skipped in data.skipped() {
         eprintln!("left out {skipped}");

@@ -45,6 +45,9 @@ pub struct Keeping {
     /// How much the likeness of the embeddings counts; they must be as wide as the teacher's
     #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 0.0, requires = "teacher")]
     distill_features: f64,
+    /// How much the likeness of the patches counts, in tokens of two thirds of the image tower's depth; both must be vision transformers
+    #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 0.0, requires = "teacher")]
+    distill_patches: f64,
     /// Learn from the teacher alone, not from which image belongs to which caption
     #[arg(long, requires = "teacher")]
     distill_only: bool,
@@ -73,7 +76,7 @@ impl Keeping {
         if self.teacher.is_some() {
             let base = (!self.distill_only).then_some(config.loss);
             let loss = DistillLoss::new(base).with_weights(self.distill_weight, self.distill_features);
-            config.loss = Loss::Distill(loss);
+            config.loss = Loss::Distill(loss.with_patches(self.distill_patches));
         }
         config
     }

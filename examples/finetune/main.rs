@@ -94,7 +94,7 @@ fn check_targets(args: &Args) -> Outcome<()> {
     if let Some(report) = args.report().filter(|report| args.reports.report.is_some() || report.exists()) {
         check_file("--report", &report, "report of a run", is_report)?;
     }
-    let rows = |path: &Path| holds_only(path, &["image_embeds", "text_embeds", "key", "without"]);
+    let rows = |path: &Path| holds_only(path, &["image_embeds", "text_embeds", "key", "patches", "without"]);
     let cache = args.keeping.teacher_cache.as_deref();
     cache.map_or(Ok(()), |file| check_file("--teacher-cache", file, "file of a teacher's rows", rows))
 }

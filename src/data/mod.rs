@@ -4,9 +4,11 @@
 //! - [`PairDataset::open`] reads images with captions from CSV, TSV, JSONL, a folder per class, WebDataset shards or Parquet
 //!   ([`PairOptions`] has the table); [`LabelledImages`] reads `image,folder,split`. Both open no image.
 //! - [`Tolerance`] says how many samples may be unusable; they are left out and listed as [`Skipped`].
+//! - [`Split::balanced`] repeats the images of rare classes.
 //! - [`Sampler`] decides order and caption by seed and epoch alone.
 //! - [`BatchLoader`] runs a job (decode, resize, …) over that order on worker threads: memory bounded, batches in order.
 
+mod balance;
 mod braces;
 mod builder;
 mod class_folders;

@@ -9,7 +9,7 @@ use crate::Result;
 use crate::image::{ImageInput, ImageProcessor, NaflexBatch, NaflexProcessor};
 use crate::loader::Loader;
 use crate::threads::Threads;
-use crate::towers::{Collect, ImagePooling, ImageTower, ImageTowerConfig, PatchDropout, TowerOutput};
+use crate::towers::{Collect, ImagePooling, ImageTower, ImageTowerConfig, PatchDepth, PatchDropout, TowerOutput};
 use crate::weights::{Parameters, Params, RandomSource};
 
 /// Which tower, and how it is pooled.
@@ -232,6 +232,23 @@ impl ImageEncoder {
     /// When the tower's patches cannot be dropped, or shapes do not fit.
     pub fn pooled_of_some(&self, pixel_values: &Tensor, patches: &PatchDropout) -> Result<Tensor> {
         self.threads.install_on(&self.device, || self.tower.tracked().pooled_of_some(pixel_values, patches))
+    }
+
+    /// [`ImageEncoder::pooled`], of some of the patches where `patches` says which, and the tokens of these patches at `depth`.
+    ///
+    /// # Shapes
+    /// `pixel_values` (B,C,H,W) → (B,E) and (B,K,E′).
+    ///
+    /// # Errors
+    /// When the tower is no vision transformer or its patches cannot be dropped, or shapes do not fit.
+    pub fn pooled_and_patches(
+        &self,
+        pixel_values: &Tensor,
+        patches: Option<&PatchDropout>,
+        depth: PatchDepth,
+    ) -> Result<(Tensor, Tensor)> {
+        let forward = || self.tower.tracked().pooled_and_patches(pixel_values, patches, depth);
+        self.threads.install_on(&self.device, forward)
     }
 
     /// Pooled outputs without a graph.

@@ -90,6 +90,16 @@ impl Loss {
         }
     }
 
+    /// Whether the loss looks at [`Pairs::patches`].
+    #[must_use]
+    pub fn wants_patches(&self) -> bool {
+        match self {
+            Self::Clip(_) | Self::SigLip(_) | Self::HardNegative(_) => false,
+            Self::Distill(loss) => loss.patches > 0.0,
+            Self::Matryoshka(loss) => loss.base.wants_patches(),
+        }
+    }
+
     /// Whether the loss is another where pairs of a batch have the same caption and are told that they belong together
     /// ([`Duplicates`](crate::train::Duplicates)). The cross-entropy's gradients are the same: equal captions have equal logits, so their
     /// columns' targets, and the targets that a row has for them, count by their sums alone.

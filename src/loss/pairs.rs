@@ -25,6 +25,8 @@ pub struct Pairs<'a> {
     pub positives: Option<&'a Positives>,
     /// What a teacher makes of the same images and texts.
     pub teacher: Option<&'a Teacher>,
+    /// Tokens of the images' patches (B,K,E), where a teacher's are compared with them.
+    pub patches: Option<&'a Tensor>,
 }
 
 /// A teacher's view of a batch. Nothing of it is trained.
@@ -36,13 +38,15 @@ pub struct Teacher {
     pub text_embeds: Tensor,
     /// The teacher's factor between cosines and logits.
     pub logit_scale: f64,
+    /// Unit rows of the images' patches (B,K,E), for who compares them with [`Pairs::patches`].
+    pub patches: Option<Tensor>,
 }
 
 impl<'a> Pairs<'a> {
     /// Images and texts that belong together one by one.
     #[must_use]
     pub fn new(image_embeds: &'a Tensor, text_embeds: &'a Tensor, logit_scale: &'a Tensor) -> Self {
-        Self { image_embeds, text_embeds, logit_scale, logit_bias: None, positives: None, teacher: None }
+        Self { image_embeds, text_embeds, logit_scale, logit_bias: None, positives: None, teacher: None, patches: None }
     }
 
     /// How many images B and texts M there are, if all shapes fit.

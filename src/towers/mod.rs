@@ -58,6 +58,15 @@ pub enum Collect {
     HiddenStates,
 }
 
+/// Where a vision transformer's patches are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchDepth {
+    /// Behind two thirds of the blocks, not normed: the rest is for what the whole image shows.
+    TwoThirds,
+    /// Behind the last norm.
+    Last,
+}
+
 /// What a tower computes for a batch.
 #[derive(Debug, Clone)]
 pub struct TowerOutput {
@@ -92,6 +101,24 @@ pub trait ImageTower: Send + Sync {
         let _ = (pixel_values, patches);
         let message = "this tower's patches cannot be dropped; only vision transformers with absolute positions can do without some";
         Err(Error::argument("patch_keep", message))
+    }
+
+    /// [`ImageTower::pooled`], of some of the patches where `patches` says which, and the tokens of these patches at `depth`; towers
+    /// without patches refuse.
+    ///
+    /// # Shapes
+    /// `pixel_values` (B,C,H,W) → (B,E) and (B,K,E′).
+    ///
+    /// # Errors
+    /// When the tower has no patches or they cannot be dropped, or shapes do not fit.
+    fn pooled_and_patches(
+        &self,
+        pixel_values: &Tensor,
+        patches: Option<&PatchDropout>,
+        depth: PatchDepth,
+    ) -> Result<(Tensor, Tensor)> {
+        let _ = (pixel_values, patches, depth);
+        Err(Error::argument("patches", "this tower's patches cannot be compared; only a vision transformer's can"))
     }
 
     /// Token-level and pooled outputs.

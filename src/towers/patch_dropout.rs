@@ -53,7 +53,7 @@ impl PatchDropout {
     ///
     /// # Errors
     /// When there are not as many images as draws.
-    pub(super) fn apply(&self, tokens: &Tensor, prefix: usize) -> Result<Tensor> {
+    pub(crate) fn apply(&self, tokens: &Tensor, prefix: usize) -> Result<Tensor> {
         let (batch, length, size) = tokens.dims3()?;
         if batch != self.draws.len() || length <= prefix {
             let message = format!("{} images with {length} tokens for {} draws", batch, self.draws.len());
@@ -87,6 +87,9 @@ mod tests {
         // An image's patches are its own, whatever else is in the batch.
         let alone = dropout.rows(1..2).apply(&tokens.narrow(0, 1, 1).unwrap(), 2).unwrap();
         assert_eq!(alone.squeeze(2).unwrap().to_vec2::<f32>().unwrap()[0], kept[1]);
+        // So they are without the prefix: what a teacher says of each patch is chosen alike.
+        let patches = dropout.apply(&tokens.narrow(1, 2, 8).unwrap(), 0).unwrap().squeeze(2).unwrap().to_vec2::<f32>();
+        assert_eq!(patches.unwrap(), kept.iter().map(|row| row[2..].to_vec()).collect::<Vec<_>>());
         let all = PatchDropout::new(1.0, vec![7, 8]).unwrap().apply(&tokens, 2).unwrap();
         assert_eq!(all.flatten_all().unwrap().to_vec1::<f32>().unwrap(), (0..20).map(|i| i as f32).collect::<Vec<_>>());
         assert!(PatchDropout::new(0.0, vec![]).is_err() && PatchDropout::new(f64::NAN, vec![]).is_err());

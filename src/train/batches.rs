@@ -40,7 +40,11 @@ impl Trainer<'_> {
         let texts = data.texts.batch(&self.model, train.captions(), &captions)?;
         let device = self.model.image_encoder().device();
         let teacher = match (&of_epoch.teacher, seen) {
-            (Some(teacher), Some(seen)) => Some(teacher.of(seen, &captions, device)?),
+            (Some(teacher), Some(seen)) => {
+                let mut teacher = teacher.of(seen, &captions, device)?;
+                teacher.patches = teacher.patches.map(|patches| images.kept_patches(&patches)).transpose()?;
+                Some(teacher)
+            }
             _ => None,
         };
         Ok(Batch { images, texts, captions, teacher })

@@ -15,7 +15,7 @@ use crate::data::{BatchLoader, LastBatch, LoaderConfig};
 use crate::image::image_crate::RgbImage;
 use crate::image::{Augment, ImageProcessor, ImageSource, PixelArray};
 use crate::text::TokenBatch;
-use crate::towers::PatchDropout;
+use crate::towers::{PatchDepth, PatchDropout};
 use crate::{ClipModel, Error, Result, ops};
 
 /// Pooled outputs (N,E) of different inputs, and which row each input has; none where it could not be read.
@@ -59,6 +59,12 @@ impl Kept {
         let broken = broken.map(|(i, at)| (i, reason(&without[at].1))).collect();
         let evaluation = evaluation.iter().filter_map(row).collect();
         Ok(Self { rows, train: train.iter().map(row).collect(), evaluation, broken })
+    }
+
+    /// The same inputs with other rows.
+    pub(super) fn with_rows(&self, rows: Tensor) -> Self {
+        let (train, evaluation, broken) = (self.train.clone(), self.evaluation.clone(), self.broken.clone());
+        Self { rows, train, evaluation, broken }
     }
 
     /// The rows of these training inputs, all of which have one.
@@ -282,6 +288,28 @@ impl ImageBatch {
                 };
                 model.project_image(&pooled.to_dtype(model.dtype())?)
             }
+        }
+    }
+
+    /// [`ImageBatch::features`] with the tokens of each image's patches behind them (rows, D + K·E), for a student whose patches are compared
+    /// with its teacher's.
+    pub(super) fn features_and_patches(&self, model: &ClipModel, rows: Range<usize>) -> Result<Tensor> {
+        let Self::Pixels(pixels, dropout) = self else {
+            return Err(Error::argument("patches", "cannot be compared: the image tower is frozen"));
+        };
+        let pixels = pixels.narrow(0, rows.start, rows.len())?.contiguous()?;
+        let dropout = dropout.as_ref().map(|dropout| dropout.rows(rows));
+        let (pooled, patches) =
+            model.image_encoder().pooled_and_patches(&pixels, dropout.as_ref(), PatchDepth::TwoThirds)?;
+        let features = model.project_image(&pooled.to_dtype(model.dtype())?)?;
+        Ok(Tensor::cat(&[features, patches.flatten_from(1)?.to_dtype(model.dtype())?], 1)?)
+    }
+
+    /// Those of all `patches` (B,P,E) that the tower looks at (B,K,E).
+    pub(super) fn kept_patches(&self, patches: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Pixels(_, Some(dropout)) => dropout.apply(patches, 0),
+            Self::Pixels(_, None) | Self::Pooled(_) => Ok(patches.clone()),
         }
     }
 

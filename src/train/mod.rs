@@ -40,6 +40,8 @@ mod schedule;
 mod sgd;
 mod step;
 mod teacher;
+mod teacher_patches;
+mod teacher_rows;
 mod trainer;
 mod update;
 mod watch;

@@ -52,7 +52,7 @@ pub(super) fn pool_images(
 ) -> Result<Tensor> {
     let (processor, sources) = (model.image_encoder().processor().clone(), images.to_vec());
     let read = move |i: usize| processor.preprocess(&sources[i]);
-    pool_readable(model, images.len(), read, workers, &mut |_, error| Err(error), progress)
+    pool_readable(images.len(), read, workers, &mut |_, error| Err(error), &mut pooled_by(model), progress)
 }
 
 /// The outputs of `count` images whose pixel values `read` gives, all of which can be read.
@@ -61,23 +61,28 @@ pub(super) fn pool_pixels(
     count: usize,
     read: impl Fn(usize) -> Result<PixelArray> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    pool_readable(model, count, read, 1, &mut |_, error| Err(error), &mut |_| {})
+    pool_readable(count, read, 1, &mut |_, error| Err(error), &mut pooled_by(model), &mut |_| {})
 }
 
-/// The outputs of `count` images whose pixel values `read` gives; `broken` may pass over those that cannot be read, which then have
+/// The pooled outputs of a batch's pixel values.
+fn pooled_by(model: &ClipModel) -> impl FnMut(&[PixelArray]) -> Result<Tensor> {
+    let encoder = model.image_encoder();
+    |arrays| encoder.pooled_detached(&PixelArray::stack(arrays, encoder.device())?)
+}
+
+/// What `forward` makes of `count` images whose pixel values `read` gives; `broken` may pass over those that cannot be read, which then have
 /// no row.
 ///
 /// # Shapes
 /// N images → (number that can be read, E).
 fn pool_readable(
-    model: &ClipModel,
     count: usize,
     read: impl Fn(usize) -> Result<PixelArray> + Send + Sync + 'static,
     workers: usize,
     broken: &mut dyn FnMut(usize, Error) -> Result<()>,
+    forward: &mut dyn FnMut(&[PixelArray]) -> Result<Tensor>,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Tensor> {
-    let encoder = model.image_encoder();
     let config = LoaderConfig { batch_size: IMAGES, workers, prefetch: 2, last: LastBatch::Keep };
     let loader = BatchLoader::new((0..count).collect(), config, move |i| readable(read(i)))?;
     let (mut rows, mut done) = (Vec::with_capacity(count.div_ceil(IMAGES)), 0);
@@ -91,8 +96,7 @@ fn pool_readable(
             done += 1;
         }
         if !arrays.is_empty() {
-            let pixel_values = PixelArray::stack(&arrays, encoder.device())?;
-            rows.push(encoder.pooled_detached(&pixel_values)?);
+            rows.push(forward(&arrays)?);
         }
         progress(&Progress::Pooling { half: Half::Image, done, total: count });
     }
@@ -113,17 +117,17 @@ pub(super) fn pool_tolerated(
 ) -> Result<(Tensor, Vec<(usize, Error)>)> {
     let (processor, sources) = (model.image_encoder().processor().clone(), images.to_vec());
     let read = move |i: usize| processor.preprocess(&sources[i]);
-    pool_views(model, images, images.len(), read, config, total, progress)
+    pool_views(images, images.len(), read, config, total, &mut pooled_by(model), progress)
 }
 
-/// Like [`pool_tolerated`] for the `count` inputs that `read` gives; input `i` is a view of image `i % N`.
+/// Like [`pool_tolerated`] for what `forward` makes of the `count` inputs that `read` gives; input `i` is a view of image `i % N`.
 pub(super) fn pool_views(
-    model: &ClipModel,
     images: &[ImageSource],
     count: usize,
     read: impl Fn(usize) -> Result<PixelArray> + Send + Sync + 'static,
     config: &TrainConfig,
     total: usize,
+    forward: &mut dyn FnMut(&[PixelArray]) -> Result<Tensor>,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<(Tensor, Vec<(usize, Error)>)> {
     let (mut counted, mut without) = (Broken::new(config.broken_images, total), Vec::new());
@@ -133,7 +137,7 @@ pub(super) fn pool_views(
         without.push((i, error));
         Ok(())
     };
-    let rows = pool_readable(model, count, read, config.workers, &mut broken, progress)?;
+    let rows = pool_readable(count, read, config.workers, &mut broken, forward, progress)?;
     Ok((rows, without))
 }
 

@@ -132,22 +132,39 @@ impl Trainer<'_> {
         embeds: &RefCell<Option<(Tensor, Tensor)>>,
     ) -> Result<(GradStore, f64)> {
         let positives = self.positives(batch, train)?;
+        let compared =
+            batch.teacher.as_ref().and_then(|teacher| teacher.patches.as_ref()).map(Tensor::dims3).transpose()?;
+        let width = self.model.config().projection.embed_dim;
         let loss = |images: &Tensor, texts: &Tensor| {
+            let split = |shape| Ok::<_, Error>(images.narrow(1, width, images.dim(1)? - width)?.reshape(shape)?);
+            let patches = compared.map(split).transpose()?;
+            let images = &images.narrow(1, 0, width)?;
             let (images, texts) = (ops::l2_normalize(images)?, ops::l2_normalize(texts)?);
             *embeds.borrow_mut() = Some((images.detach(), texts.detach()));
             let (scale, bias) = self.model.logit_factor(&images)?;
             let (positives, teacher) = (positives.as_ref(), batch.teacher.as_ref());
-            let pairs = Pairs { logit_bias: bias.as_ref(), positives, teacher, ..Pairs::new(&images, &texts, &scale) };
+            let logit_bias = bias.as_ref();
+            let pairs = Pairs {
+                logit_bias,
+                positives,
+                teacher,
+                patches: patches.as_ref(),
+                ..Pairs::new(&images, &texts, &scale)
+            };
             self.config.loss.of(&pairs)
         };
         let model = &*self.model.for_step(self.config.precision)?;
         let rows = batch.captions.len();
+        let of_images = |rows| match compared {
+            Some(_) => batch.images.features_and_patches(model, rows),
+            None => batch.images.features(model, rows),
+        };
         let Some(chunk) = self.config.micro_batch.filter(|&chunk| chunk < rows) else {
-            let value = loss(&batch.images.features(model, 0..rows)?, &batch.texts.features(model, 0..rows)?)?;
+            let value = loss(&of_images(0..rows)?, &batch.texts.features(model, 0..rows)?)?;
             let number = self.finite(&value, batch, train)?;
             return Ok((value.backward()?, number));
         };
-        let images = CachedSide { rows, encode: &|rows| batch.images.features(model, rows) };
+        let images = CachedSide { rows, encode: &of_images };
         let texts = CachedSide { rows, encode: &|rows| batch.texts.features(model, rows) };
         let (value, grads) = cached_backward(&images, &texts, chunk, &self.trainable, loss)?;
         Ok((grads, self.finite(&value, batch, train)?))

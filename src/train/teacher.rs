@@ -7,26 +7,20 @@
 //! view by view. Rows can be kept in a file: a second run has its teacher for nothing. An image that the teacher cannot read is
 //! left out of the batch like one that the model cannot.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
-use super::broken::readable;
 use super::config::TrainConfig;
-use super::halves::{EpochImages, Images, Kept, ResizedImages, distinct, places};
-use super::pooled::{embed_captions, pool_pixels, pool_views, select};
+use super::halves::{EpochImages, Images, Kept, distinct, places};
+use super::pooled::{embed_captions, select};
 use super::progress::Progress;
+use super::teacher_patches::PatchShape;
+use super::teacher_rows::{Inputs, Made};
 use crate::data::Split;
-use crate::image::{Augment, ImageSource, PixelArray};
+use crate::image::{Augment, ImageSource};
 use crate::loss::Teacher;
-use crate::weights::save_safetensors;
-use crate::{ClipModel, Embeddings, Error, Result};
-
-/// How many rows of a file a teacher must reproduce before the file counts as its own.
-const CHECKED_ROWS: usize = 4;
-/// How far such a row may be from the file's.
-const CLOSE: f32 = 1e-3;
+use crate::{ClipModel, Error, Result};
 
 /// How a teacher takes part in a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -64,6 +58,8 @@ enum TeacherImages {
     Rows {
         kept: Kept,
         images: usize,
+        /// Their patches (P·E), and what these are, where a student compares them with its own.
+        patches: Option<(Kept, PatchShape)>,
     },
     Views(Box<ClipModel>, Images),
 }
@@ -86,6 +82,8 @@ pub(super) struct SeenImages {
     pub(super) indices: Vec<usize>,
     /// Their unit rows, if there are any.
     rows: Option<Tensor>,
+    /// Unit rows of their patches (images,P,E), where they are compared.
+    patches: Option<Tensor>,
     /// The others, and why, unless they were known before.
     pub(super) broken: Vec<(usize, String)>,
 }
@@ -105,6 +103,7 @@ impl TeacherData {
         config: &TrainConfig,
         train: &Split,
         images: Vec<ImageSource>,
+        patches: Option<PatchShape>,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Self> {
         let teacher = teacher.clone().with_trainable(|_| false)?;
@@ -114,6 +113,11 @@ impl TeacherData {
         let logit_scale = teacher.logit_scale()?;
         let windows = TrainConfig { augment: config.augment.windows(), ..config.clone() };
         let same = teaching.view == TeacherView::Same && windows.augment != Augment::default();
+        if patches.is_some() && windows.augment != Augment::default() && (!same || config.views.is_none()) {
+            let message = "cannot be compared where the teacher does not see the model's view of an image, or the view is new in every \
+                epoch; say how many views an image has, and that the teacher sees the same";
+            return Err(Error::argument("patches", message));
+        }
         if same && config.views.is_none() {
             if teaching.cache.is_some() {
                 let message = "cannot keep rows of views that are new in every epoch; say how many views an image has";
@@ -130,10 +134,12 @@ impl TeacherData {
             Some(views) => (images, (0..(total * views) as u32).collect()),
             None => distinct(&images),
         };
-        let inputs = Inputs { images: &images, views, total, texts: &texts, config: &windows };
-        let Made { images, without, texts } = inputs.rows(&teacher, teaching.cache.as_deref(), progress)?;
+        let inputs = Inputs { images: &images, views, total, texts: &texts, config: &windows, patches };
+        let Made { images, without, texts, patches: rows } =
+            inputs.rows(&teacher, teaching.cache.as_deref(), progress)?;
         let kept = Kept::of(images.tensor()?, without, &places, &[])?;
-        let images = TeacherImages::Rows { kept, images: total };
+        let patches = rows.zip(patches).map(|(rows, shape)| (kept.with_rows(rows), shape));
+        let images = TeacherImages::Rows { kept, images: total, patches };
         Ok(Self { images, texts: Rows { rows: texts.tensor()?, place: text_place }, first, logit_scale })
     }
 
@@ -141,7 +147,7 @@ impl TeacherData {
     pub(super) fn broken(&self) -> &[(usize, String)] {
         match &self.images {
             // Who cannot be read once cannot be read in another view.
-            TeacherImages::Rows { kept, images } => {
+            TeacherImages::Rows { kept, images, .. } => {
                 let broken = kept.broken();
                 &broken[..broken.partition_point(|(i, _)| i < images)]
             }
@@ -166,13 +172,19 @@ impl TeacherEpoch<'_> {
             (_, Some((teacher, views))) => {
                 let next = views.next(teacher, indices)?;
                 let rows = next.images.map(|images| images.embeds_detached(teacher)).transpose()?;
-                Ok(SeenImages { indices: next.indices, rows, broken: next.broken })
+                Ok(SeenImages { indices: next.indices, rows, patches: None, broken: next.broken })
             }
-            (TeacherImages::Rows { kept, images }, None) => {
+            (TeacherImages::Rows { kept, images, patches }, None) => {
                 let first = if kept.train_len() > *images { self.view * images } else { 0 };
-                let (rows_of, rows) = kept.readable(&indices.iter().map(|i| first + i).collect::<Vec<_>>())?;
+                let wanted: Vec<usize> = indices.iter().map(|i| first + i).collect();
+                let (rows_of, rows) = kept.readable(&wanted)?;
+                let of_patches = |(kept, shape): &(Kept, PatchShape)| -> Result<Option<Tensor>> {
+                    let rows = kept.readable(&wanted)?.1;
+                    Ok(rows.map(|rows| rows.reshape(((), shape.count, shape.width))).transpose()?)
+                };
+                let patches = patches.as_ref().map_or(Ok(None), of_patches)?;
                 let indices = rows_of.into_iter().map(|i| i - first).collect();
-                Ok(SeenImages { indices, rows, broken: Vec::new() })
+                Ok(SeenImages { indices, rows, patches, broken: Vec::new() })
             }
             (TeacherImages::Views(..), None) => Err(Error::argument("teacher", "its epoch has no views")),
         }
@@ -186,139 +198,9 @@ impl TeacherEpoch<'_> {
         let missing = || Error::argument("teacher", "it read no image of the batch");
         let image_embeds = select(&seen.rows.ok_or_else(missing)?, &rows)?;
         let text_embeds = data.texts.of(pairs.iter().map(|&(image, caption)| data.first[image] + caption))?;
-        let to = |rows: Tensor| rows.to_device(device);
-        Ok(Teacher { image_embeds: to(image_embeds)?, text_embeds: to(text_embeds)?, logit_scale: data.logit_scale })
+        let patches =
+            seen.patches.map(|patches| Ok::<_, Error>(select(&patches, &rows)?.to_device(device)?)).transpose()?;
+        let (image_embeds, text_embeds) = (image_embeds.to_device(device)?, text_embeds.to_device(device)?);
+        Ok(Teacher { image_embeds, text_embeds, logit_scale: data.logit_scale, patches })
     }
-}
-
-/// What a teacher is run on: images, of which the training set has `total`, as they are or in so many views, and different texts.
-struct Inputs<'i> {
-    images: &'i [ImageSource],
-    views: Option<usize>,
-    total: usize,
-    texts: &'i [&'i str],
-    config: &'i TrainConfig,
-}
-
-/// What a teacher makes of its inputs: unit rows of the images that it can read, the others, and unit rows of the texts.
-struct Made {
-    images: Embeddings,
-    without: Vec<(usize, Error)>,
-    texts: Embeddings,
-}
-
-impl Inputs<'_> {
-    /// Unit rows of images and texts, from the file `cache` where they are in it, and kept there where they are not.
-    fn rows(&self, teacher: &ClipModel, cache: Option<&Path>, progress: &mut dyn FnMut(&Progress)) -> Result<Made> {
-        let key = self.key();
-        if let Some(path) = cache.filter(|path| path.exists())
-            && let Some(found) = self.read(teacher, path, key)?
-        {
-            return Ok(found);
-        }
-        let (count, read) = (self.count(), self.reader(teacher));
-        let (pooled, without) = pool_views(teacher, self.images, count, read, self.config, self.total, progress)?;
-        let images = Embeddings::from_features(&teacher.project_image(&pooled)?)?;
-        let texts = embed_captions(teacher, self.texts, progress)?;
-        if let Some(path) = cache {
-            let key = Tensor::new(&[key], &Device::Cpu)?;
-            let mut tensors = vec![(IMAGES, images.tensor()?), (TEXTS, texts.tensor()?), (KEY, key)];
-            if !without.is_empty() {
-                let indices: Vec<i64> = without.iter().map(|(i, _)| *i as i64).collect();
-                tensors.push((WITHOUT, Tensor::new(indices, &Device::Cpu)?));
-            }
-            save_safetensors(path, tensors, &[("diptych", "what a teacher makes of images and texts")])?;
-        }
-        Ok(Made { images, without, texts })
-    }
-
-    /// How many pixel values there are to look at.
-    fn count(&self) -> usize {
-        self.images.len() * self.views.unwrap_or(1)
-    }
-
-    /// Pixel values by their number.
-    fn reader(&self, teacher: &ClipModel) -> impl Fn(usize) -> Result<PixelArray> + Send + Sync + use<> {
-        let (processor, sources) = (teacher.image_encoder().processor().clone(), self.images.to_vec());
-        let TrainConfig { augment, image_cache_bytes, seed, .. } = *self.config;
-        let (count, views) = (sources.len(), self.views.is_some());
-        let augment = if views { augment } else { Augment::default() };
-        let images =
-            Arc::new(ResizedImages::new(processor, augment, sources, if views { image_cache_bytes } else { 0 }));
-        move |i| images.view(i % count, seed, i / count)
-    }
-
-    /// What distinguishes these inputs from others: the images' names, the lengths of those that are files, their views, and the texts.
-    fn key(&self) -> i64 {
-        let bytes = |image: &ImageSource| match image {
-            ImageSource::File(path) => std::fs::metadata(path).map_or(0, |found| found.len()),
-            ImageSource::Stored(..) => 0,
-        };
-        let images = self.images.iter().map(|image| format!("{image}\0{}\n", bytes(image)));
-        let views = self.views.map(|views| format!("{views} {:?} {}", self.config.augment, self.config.seed));
-        let all = images.chain(self.texts.iter().map(|text| format!("{text}\n"))).chain(views);
-        crate::random::hash(all.flat_map(String::into_bytes)).cast_signed()
-    }
-
-    /// The rows of a file, if they are of these inputs and the teacher makes the same of the first ones.
-    fn read(&self, teacher: &ClipModel, path: &Path, key: i64) -> Result<Option<Made>> {
-        let mut tensors = candle_core::safetensors::load(path, &Device::Cpu).map_err(|e| Error::file(path, e))?;
-        let mut take = |name: &str| {
-            let message = "is no file of a teacher's rows, and will not be written over; choose another name";
-            tensors.remove(name).ok_or_else(|| Error::file(path, message))
-        };
-        let (images, texts, found) = (take(IMAGES)?, take(TEXTS)?, take(KEY)?);
-        let Some(without) = self.still_broken(teacher, tensors.remove(WITHOUT))? else { return Ok(None) };
-        let shape = |t: &Tensor, count: usize| t.dtype() == DType::F32 && t.rank() == 2 && t.dims()[0] == count;
-        let fits = without.len() < self.count()
-            && shape(&images, self.count() - without.len())
-            && shape(&texts, self.texts.len());
-        if !fits || found.dtype() != DType::I64 || found.flatten_all()?.to_vec1::<i64>()? != [key] {
-            return Ok(None);
-        }
-        let (images, texts) = (Embeddings::from_features(&images)?, Embeddings::from_features(&texts)?);
-        let has_row = |i: &usize| without.binary_search_by_key(i, |(broken, _)| *broken).is_err();
-        let first: Vec<usize> = (0..self.count()).filter(has_row).take(CHECKED_ROWS).collect();
-        let read = self.reader(teacher);
-        let pooled = pool_pixels(teacher, first.len(), move |i| read(first[i]))?;
-        let ours = Embeddings::from_features(&teacher.project_image(&pooled)?)?;
-        let some_texts = &self.texts[..self.texts.len().min(CHECKED_ROWS)];
-        let same = agree(&ours, &images) && agree(&embed_captions(teacher, some_texts, &mut |_| {})?, &texts);
-        Ok(same.then_some(Made { images, without, texts }))
-    }
-
-    /// The images that have no row in a file, if they still cannot be read, and why.
-    fn still_broken(&self, teacher: &ClipModel, indices: Option<Tensor>) -> Result<Option<Vec<(usize, Error)>>> {
-        let indices = match indices {
-            Some(indices) if indices.dtype() == DType::I64 => indices.flatten_all()?.to_vec1::<i64>()?,
-            Some(_) => return Ok(None),
-            None => Vec::new(),
-        };
-        let (read, mut without) = (self.reader(teacher), Vec::with_capacity(indices.len()));
-        for index in indices {
-            let index = usize::try_from(index).unwrap_or(usize::MAX);
-            let rises = without.last().is_none_or(|&(last, _)| last < index);
-            if index >= self.count() || !rises {
-                return Ok(None);
-            }
-            match readable(read(index))? {
-                Ok(_) => return Ok(None),
-                Err(error) => without.push((index, error)),
-            }
-        }
-        Ok(Some(without))
-    }
-}
-
-/// Names in the file.
-const IMAGES: &str = "image_embeds";
-const TEXTS: &str = "text_embeds";
-const KEY: &str = "key";
-/// The images that have no row, where there are any.
-const WITHOUT: &str = "without";
-
-/// Whether the rows of `some` are the first rows of `all`.
-fn agree(some: &Embeddings, all: &Embeddings) -> bool {
-    let close = |(a, b): (&[f32], &[f32])| a.iter().zip(b).all(|(a, b)| (a - b).abs() < CLOSE);
-    some.dim() == all.dim() && some.rows().zip(all.rows()).all(close)
 }

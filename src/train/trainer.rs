@@ -25,6 +25,7 @@ use super::pitfalls::Pitfalls;
 use super::pooled::recalls;
 use super::progress::{Progress, Step, TrainReport};
 use super::teacher::{TeacherConfig, TeacherData};
+use super::teacher_patches::PatchShape;
 use super::watch::Watch;
 use crate::data::{Sampler, Split};
 use crate::image::ImageSource;
@@ -61,6 +62,8 @@ pub struct TrainData<'s> {
     pub(super) teacher: Option<TeacherData>,
     /// Width of the model's embeddings.
     embed_dim: usize,
+    /// The model's patches, where a teacher's are compared with them.
+    patches: Option<PatchShape>,
     /// Training images that are not there, and what is said of them.
     missing: Vec<(usize, String)>,
     /// What tells these training data from others.
@@ -99,6 +102,7 @@ impl<'s> TrainData<'s> {
         let seconds = started.elapsed().as_secs_f64();
         let (teacher, fingerprint) = (None, train.fingerprint());
         let embed_dim = model.config().projection.embed_dim;
+        let patches = config.loss.wants_patches().then(|| PatchShape::of(model)).transpose()?;
         Ok(Self {
             train,
             evaluation,
@@ -108,6 +112,7 @@ impl<'s> TrainData<'s> {
             test_texts,
             teacher,
             embed_dim,
+            patches,
             missing,
             fingerprint,
             seconds,
@@ -133,7 +138,7 @@ impl<'s> TrainData<'s> {
         if let Loss::Distill(loss) = &config.loss {
             loss.check(self.embed_dim, teacher.config().projection.embed_dim)?;
         }
-        let teacher = TeacherData::new(teacher, teaching, config, self.train, images, &mut progress)?;
+        let teacher = TeacherData::new(teacher, teaching, config, self.train, images, self.patches, &mut progress)?;
         Ok(Self { teacher: Some(teacher), seconds: self.seconds + started.elapsed().as_secs_f64(), ..self })
     }
 

@@ -7,6 +7,7 @@ mod pitfalls;
 #[path = "../common/runs.rs"]
 mod runs;
 mod teacher;
+mod teacher_patches;
 mod watching;
 mod wise_ft;
 

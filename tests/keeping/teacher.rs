@@ -29,7 +29,7 @@ fn divergence(student: &ClipModel, teacher: &ClipModel, setting: &Setting) -> f6
         (images, model.embed_texts(&texts).unwrap().tensor().unwrap())
     };
     let ((image_embeds, text_embeds), (images, captions)) = (embed(teacher), embed(student));
-    let teacher = Teacher { image_embeds, text_embeds, logit_scale: teacher.logit_scale().unwrap() };
+    let teacher = Teacher { image_embeds, text_embeds, logit_scale: teacher.logit_scale().unwrap(), patches: None };
     let scale = Tensor::new(student.logit_scale().unwrap() as f32, &Device::Cpu).unwrap();
     let pairs = Pairs { teacher: Some(&teacher), ..Pairs::new(&images, &captions, &scale) };
     f64::from(DistillLoss::new(None).of(&pairs).unwrap().to_scalar::<f32>().unwrap())

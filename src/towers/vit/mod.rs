@@ -19,7 +19,7 @@ pub use stem::PatchStem;
 
 use candle_core::Tensor;
 
-use super::{BuildImageTower, Collect, ImagePooling, ImageTower, PatchDropout, TowerOutput};
+use super::{BuildImageTower, Collect, ImagePooling, ImageTower, PatchDepth, PatchDropout, TowerOutput};
 use crate::nn::{Attend, Encoder, LayerNorm, RelativePositions, Rope, interpolate_positions};
 use crate::ops::{self, AttentionMask};
 use crate::weights::{Init, Params};
@@ -134,6 +134,17 @@ impl Vit {
         Ok(Embedded { rope: rope.transpose()?, masks, tokens: self.embed_patches(patches, grid)? })
     }
 
+    /// [`Vit::embed`] of some patches.
+    fn embed_some(&self, pixel_values: &Tensor, patches: &PatchDropout) -> Result<Embedded> {
+        let embedded = self.embed(pixel_values)?;
+        if embedded.rope.is_some() || !self.relative.is_empty() {
+            let message = "patches cannot be dropped from a tower with rotary or relative positions";
+            return Err(Error::argument("patch_keep", message));
+        }
+        let tokens = patches.apply(&embedded.tokens, self.config.prefix_tokens.count())?;
+        Ok(Embedded { tokens, ..embedded })
+    }
+
     /// The patches (B,P,E) behind the prefix tokens, all with their positions (B,L,E).
     fn embed_patches(&self, mut patches: Tensor, grid: (usize, usize)) -> Result<Tensor> {
         let (batch, _, size) = patches.dims3()?;
@@ -242,13 +253,28 @@ impl ImageTower for Vit {
     }
 
     fn pooled_of_some(&self, pixel_values: &Tensor, patches: &PatchDropout) -> Result<Tensor> {
-        let embedded = self.embed(pixel_values)?;
-        if embedded.rope.is_some() || !self.relative.is_empty() {
-            let message = "patches cannot be dropped from a tower with rotary or relative positions";
-            return Err(Error::argument("patch_keep", message));
-        }
-        let tokens = patches.apply(&embedded.tokens, self.config.prefix_tokens.count())?;
-        self.pooled_embedded(&Embedded { tokens, ..embedded })
+        self.pooled_embedded(&self.embed_some(pixel_values, patches)?)
+    }
+
+    fn pooled_and_patches(
+        &self,
+        pixel_values: &Tensor,
+        patches: Option<&PatchDropout>,
+        depth: PatchDepth,
+    ) -> Result<(Tensor, Tensor)> {
+        let embedded = match patches {
+            Some(patches) => self.embed_some(pixel_values, patches)?,
+            None => self.embed(pixel_values)?,
+        };
+        let (last, inputs) =
+            self.encoder.forward_each(&embedded.tokens, |i| embedded.attend(i), Collect::HiddenStates)?;
+        let tokens = match depth {
+            PatchDepth::TwoThirds => inputs.get((2 * inputs.len()).div_ceil(3)).unwrap_or(&last).clone(),
+            PatchDepth::Last => self.output_norm.forward(&last)?,
+        };
+        let prefix = self.config.prefix_tokens.count();
+        let count = tokens.dim(1)? - prefix;
+        Ok((self.pool(&last)?, tokens.narrow(1, prefix, count)?))
     }
 
     fn forward(&self, pixel_values: &Tensor, collect: Collect) -> Result<TowerOutput> {
