@@ -12,7 +12,7 @@
 //! | captions with mistakes, pairs that fit loosely | [`ClipLoss::with_label_smoothing`] of 0.05 to 0.1 |
 //! | wrong captions for some images (swapped words, another object) | the texts behind the B first ones in [`Pairs`]: they are negatives of every image |
 //! | many near misses in a batch (one domain: products, birds) | [`HardNegativeLoss`] |
-//! | a larger model that does well | [`DistillLoss`] around any of them |
+//! | a larger model that does well | [`DistillLoss`] around any of them, with patches for a vision transformer from random weights |
 //! | embeddings that shall be cut short later, for a small index | [`MatryoshkaLoss`] around any of them |
 //!
 //! [`ClipLoss`] wants the scale clamped to 100 and no bias; [`SigLipLoss`] wants a bias
