@@ -54,7 +54,7 @@ impl Family for Duet {
         };
         let image = VitConfig {
             hidden_size: viewer.size("width", 192)?,
-            num_hidden_layers: viewer.size("depth", 5)?,
+            num_hidden_layers: viewer.size("depth", 6)?,
             num_attention_heads: viewer.size("heads", 4)?,
             intermediate_size: 4 * viewer.size("width", 192)?,
             layer_norm_eps: 1e-6,
@@ -112,7 +112,7 @@ fn write_duet(model: &ClipModel, known: &Path, folder: &Path) -> Outcome<()> {
     let config = r#"{
         "model_type": "duet",
         "reader": { "words": 4000, "width": 128, "depth": 2, "heads": 4, "longest": 64 },
-        "viewer": { "width": 192, "depth": 5, "heads": 4, "photo": 64, "patch": 8 },
+        "viewer": { "width": 192, "depth": 6, "heads": 4, "photo": 64, "patch": 8 },
         "meeting_place": 256
     }"#;
     std::fs::write(folder.join("config.json"), config)?;
